@@ -1,0 +1,1 @@
+"""Calls of branch operations: one contract (`base`), one implementation per protocol."""

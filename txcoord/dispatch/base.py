@@ -1,0 +1,54 @@
+"""The contract of a dispatcher: one call of one branch operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from txcoord.model import Op, Outcome, Pattern
+
+
+class BranchRequest(Struct, frozen=True, kw_only=True):
+    """One call to be made."""
+
+    gid: str
+    pattern: Pattern
+    branch_id: str
+    op: Op
+    url: str
+    payload: bytes = b""
+    headers: Mapping[str, str] = {}
+    timeout_s: float
+    """From the first byte sent (or the wait for a connection) to the last byte received."""
+
+
+class CallResult(Struct, frozen=True, kw_only=True):
+    """What one call came to."""
+
+    outcome: Outcome
+    code: int = 0
+    """HTTP status; 0 when no answer came."""
+    detail: str = ""
+    """The start of the answer's body (bounded), or a sentence on what went wrong."""
+    duration_us: int = 0
+    called: bool = True
+    """False: the endpoint is held off (its breaker is open) and no call was made."""
+    retry_after_s: float = 0.0
+    """With `called` false: when the endpoint will be tried again."""
+
+
+class Dispatcher(Protocol):
+    """Makes calls. Never raises for anything a participant or a URL does: that is an outcome."""
+
+    async def call(self, request: BranchRequest) -> CallResult:
+        """Call one branch operation and understand its answer.
+
+        Whatever is not understood is `Outcome.UNKNOWN` with a sentence that names the
+        endpoint. Bounded in time by `request.timeout_s`, which covers waiting for one of
+        the endpoint's slots. Cancelling the caller closes the connection.
+        """
+
+    async def close(self) -> None:
+        """Close all connections. Calls under way end as unknown."""

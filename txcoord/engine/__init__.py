@@ -1,0 +1,1 @@
+"""Drives owned transactions: decide, act, record."""

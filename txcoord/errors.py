@@ -1,0 +1,49 @@
+"""What can go wrong for the caller of txcoord: one tree, one sentence each."""
+
+from __future__ import annotations
+
+from txcoord.model import Status
+
+
+class TxcoordError(Exception):
+    """Base of all errors that a caller of the coordinator can meet."""
+
+
+class InvalidRequestError(TxcoordError):
+    """The request cannot succeed as it stands; the sentence says what to change."""
+
+
+class RequestTooLargeError(InvalidRequestError):
+    """The request exceeds a bound; the sentence names the bound and its setting."""
+
+
+class TransactionNotFoundError(TxcoordError):
+    """No transaction has this gid."""
+
+    def __init__(self, gid: str) -> None:
+        super().__init__(f"no global transaction has the gid {gid}")
+        self.gid = gid
+
+
+class StatusConflictError(TxcoordError):
+    """The transaction exists, but its status does not allow what was asked."""
+
+    def __init__(self, gid: str, *, status: Status, wanted: str) -> None:
+        super().__init__(f"cannot {wanted} {gid}: it is {status}")
+        self.gid, self.status, self.wanted = gid, status, wanted
+
+
+class StoreUnavailableError(TxcoordError):
+    """The store cannot be reached; nothing is known to be applied; try the same again later."""
+
+
+class OverloadedError(TxcoordError):
+    """The coordinator has as much under way as its settings allow; try the same again later."""
+
+
+class SchemaError(TxcoordError):
+    """The tables are missing or of another version; the sentence names the command that mends it."""
+
+
+class LeaseLostError(TxcoordError):
+    """Another coordinator may have it: stop, write nothing. Stays inside the process."""

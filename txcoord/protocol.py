@@ -1,0 +1,37 @@
+"""The words on the wire, as DTM and its clients spell them.
+
+They are the values of the enums in `txcoord.model` and the constants below; nothing
+else in the code base writes them out.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+API_BASE = "/api/dtmsvr"
+DEFAULT_HTTP_PORT = 36789
+
+RESULT_KEY = "dtm_result"
+
+STATUS_FAILURE = 409
+"""HTTP status of a definite failure, in both directions."""
+
+STATUS_ONGOING = 425
+"""HTTP status of "not finished yet, ask again", in both directions."""
+
+QUERY_PARAMETERS = ("branch_id", "gid", "op", "trans_type")
+"""Added to the URL of each branch call, in this order."""
+
+
+class ResultWord(StrEnum):
+    """The words that `dtm_result` may hold."""
+
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    ONGOING = "ONGOING"
+    DUPLICATED = "DUPLICATED"
+
+
+def branch_id_of(index: int) -> str:
+    """Name the branch at a 0-based position: 01, 02, …, 99, 100."""
+    return f"{index + 1:02d}"

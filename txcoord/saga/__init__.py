@@ -1,0 +1,1 @@
+"""Saga: actions forward, compensations backward."""

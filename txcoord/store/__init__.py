@@ -1,0 +1,1 @@
+"""Where transactions are kept: one contract (`base`), one implementation per database."""

@@ -1,0 +1,208 @@
+"""The contract of a store: what every implementation guarantees.
+
+A row belongs to one of: a *node* (the process that drives it), nobody (*parked*, with
+`due_us` in an index), or it is final. Each take-over raises the row's *epoch*; whoever
+writes says which epoch it holds. A node itself holds a *lease*; every batch checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from msgspec import Struct
+
+from txcoord.model import GlobalTransaction, Pattern, Status
+
+
+class Create(Struct, frozen=True, kw_only=True):
+    """Store a new transaction.
+
+    With `parked` it belongs to nobody and `tx.due_us` says when it is due; otherwise it
+    belongs to the writing node. Its epoch is 1. `token` is a random non-zero 63-bit number that
+    tells this creation from another one of the same gid, so that a batch can be applied
+    twice.
+    """
+
+    tx: GlobalTransaction
+    token: int
+    parked: bool = False
+
+
+class Save(Struct, frozen=True, kw_only=True):
+    """Store the changeable part of a transaction that the writing node owns at `epoch`.
+
+    Written: status, branch results, `due_us`, `updated_us`, `finished_us`,
+    `rollback_reason`, `result`. With `park` the node gives it up and it is due at
+    `tx.due_us` (never None then). A final status gives it up for good. The branches'
+    definitions, options and custom data never change after `Create`.
+    """
+
+    tx: GlobalTransaction
+    epoch: int
+    park: bool = False
+
+
+Change = Create | Save
+
+
+class Applied(Enum):
+    """What became of one change."""
+
+    DONE = "done"
+    EXISTS = "exists"
+    """Create: another transaction has this gid. Nothing was written."""
+    LEASE_LOST = "lease lost"
+    """Save: the epoch is not this one any more (or the row is gone). Nothing was written."""
+
+
+class Owned(Struct, frozen=True, kw_only=True):
+    """A transaction that was just taken over, with the epoch to write it under."""
+
+    tx: GlobalTransaction
+    epoch: int
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """A transaction as it is found."""
+
+    id: int
+    tx: GlobalTransaction
+    owner: int | None
+    """Node that drives it; 0: parked; None: final."""
+    epoch: int
+
+
+class ListQuery(Struct, frozen=True, kw_only=True):
+    """Which transactions to list: newest first, after `before_id`. Times are inclusive."""
+
+    limit: int
+    before_id: int | None = None
+    status: Status | None = None
+    pattern: Pattern | None = None
+    created_from_us: int | None = None
+    created_to_us: int | None = None
+
+
+class Store(Protocol):
+    """One database. Every method is one database transaction unless it says otherwise.
+
+    Raises (all methods):
+        StoreUnavailableError: the database cannot be reached or gave up (deadlock and
+            lock time-out retries included); nothing is known to be applied.
+    """
+
+    async def open(self) -> None:
+        """Connect and check the schema.
+
+        Raises:
+            SchemaError: tables are missing or of another version; the sentence names
+                the command that mends it. (SQLite and memory make their own.)
+        """
+
+    async def close(self) -> None:
+        """Close all connections. Idempotent."""
+
+    async def ping(self) -> None:
+        """Return if the database answers a trivial statement."""
+
+    # -- nodes and leases; the database's clock decides, not a node's ----------------
+
+    async def join(self, *, name: str, lease_s: float) -> int:
+        """Register this process as a node with a fresh lease; return its id (> 0, never reused)."""
+
+    async def renew(self, node_id: int, *, lease_s: float) -> bool:
+        """Prolong the lease. False: it had ended, or the node is gone; it is not revived."""
+
+    async def leave(self, node_id: int, *, now_us: int) -> None:
+        """Give up the lease and park, due at `now_us`, whatever the node still owns. Idempotent."""
+
+    async def release_dead(self, *, now_us: int, limit: int) -> int:
+        """Park what belongs to nodes whose lease has ended: due at `now_us`, epoch raised.
+
+        First the dead node is fenced for good, so that a batch of its that is under way
+        ends before, and none takes effect after. At most `limit` transactions per call;
+        a dead node's row goes when it owns none. Several nodes may do this at once.
+
+        Returns:
+            How many were parked; call again while it is `limit`.
+        """
+
+    # -- the journal -----------------------------------------------------------------
+
+    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+        """Apply a batch in one database transaction; answer for each change, in order.
+
+        The node's lease is checked in the same transaction and held against
+        `release_dead` until it commits. Each `Save` compares the epoch in the statement
+        that writes. A change that finds something else takes no effect and says so; the
+        rest of the batch stands. A batch holds each gid at most once.
+
+        Applying a batch a second time is harmless and answers the same: the first
+        commit may have happened although its answer was lost.
+
+        Raises:
+            LeaseLostError: the node's lease has ended; nothing was written.
+            StoreUnavailableError: nothing is known to be applied; try again later.
+        """
+
+    # -- recovery --------------------------------------------------------------------
+
+    async def take_over_due(self, node_id: int, *, now_us: int, limit: int) -> Sequence[Owned]:
+        """Make parked transactions that are due this node's, earliest first; raise their epochs.
+
+        Several nodes calling this at once get different ones and do not wait for each
+        other, where the database can do that.
+
+        Raises:
+            LeaseLostError: the node's lease has ended; nothing was taken.
+        """
+
+    async def next_due_us(self) -> int | None:
+        """The earliest due time of all parked transactions."""
+
+    async def owned(self, node_id: int) -> Sequence[tuple[str, int]]:
+        """gid and epoch of all transactions that belong to this node."""
+
+    async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
+        """Park those of `gids` that belong to this node, due at `now_us`, epochs raised.
+
+        Returns:
+            How many.
+        """
+
+    # -- queries and operators -------------------------------------------------------
+
+    async def find(self, gid: str) -> Stored | None:
+        """One transaction with its branches, or None."""
+
+    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
+        """Transactions that match, newest (highest id) first."""
+
+    async def count_by_status(self) -> dict[Status, int]:
+        """How many unfinished transactions there are in each status (for metrics and operators)."""
+
+    async def force_stop(self, gid: str, *, now_us: int, reason: str) -> Stored | None:
+        """Make an unfinished transaction failed, whoever owns it; raise its epoch.
+
+        Whoever drives it loses it with its next write.
+
+        Returns:
+            It as it was before (final: nothing was changed); None: no such gid.
+        """
+
+    async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
+        """Make a parked transaction due at `now_us`. On a final one the time is only noted
+        (`due_us`, `updated_us`); an owned one is left alone: it is being driven.
+
+        Returns:
+            It as it was before; None: no such gid.
+        """
+
+    async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
+        """Make parked transactions that are due later than `after_us` due at `now_us`.
+
+        Returns:
+            How many, `limit` at most.
+        """
