@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
 from msgspec import Struct
 
-from txcoord.model import Status
+from txcoord.errors import InvalidRequestError, RequestTooLargeError
+from txcoord.model import Options, Status
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what fits Latin-1, as RFC 9110 reads it
 
 
 class TransRequest(Struct, frozen=True, kw_only=True):
@@ -43,3 +51,115 @@ class SubmitResult(Struct, frozen=True, kw_only=True):
     status: Status
     reason: str = ""
     """Why it turned round, or what it is waiting for."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The bounds of a request; each is a setting of the same name."""
+
+    max_branches: int = 1000
+    max_payload_bytes: int = 1 << 20
+    max_url_length: int = 1024
+    max_custom_data_bytes: int = 64 << 10
+    max_header_bytes: int = 8 << 10
+    max_timeout_s: int = 30 * 24 * 3600
+
+
+MAX_GID_LENGTH = 128
+
+
+def check_gid(gid: str) -> str:
+    """Return a gid that every store and every participant's barrier can keep.
+
+    Raises:
+        InvalidRequestError: it is empty, too long, or has characters that databases
+            compare in different ways.
+    """
+    if not gid:
+        raise InvalidRequestError("gid is empty: choose a unique one, or ask newGid for one")
+    if len(gid) > MAX_GID_LENGTH:
+        raise InvalidRequestError(f"gid has {len(gid)} characters: at most {MAX_GID_LENGTH} fit")
+    if not gid.isprintable() or gid != gid.strip():
+        raise InvalidRequestError(f"gid {gid!r} has control characters or outer spaces: use printable ones")
+    return gid
+
+
+def check_options(request: TransRequest, limits: Limits) -> Options:
+    """Return the options that all patterns share; zero and negative numbers mean "as the server is set"."""
+    return Options(
+        wait_result=request.wait_result,
+        timeout_to_fail_s=_check_seconds("timeout_to_fail", request.timeout_to_fail, limits),
+        request_timeout_s=_check_seconds("request_timeout", request.request_timeout, limits),
+        retry_interval_s=_check_seconds("retry_interval", request.retry_interval, limits),
+        retry_limit=min(max(request.retry_limit, 0), 2**31 - 1),
+        branch_headers=_check_headers(request.branch_headers, limits),
+        concurrent=request.concurrent,
+    )
+
+
+def check_protocol(protocol: str) -> str:
+    """Return the protocol by which the branches are called."""
+    if protocol not in ("", "http"):
+        raise InvalidRequestError(f"protocol {protocol!r} is not offered: leave it out or say 'http'")
+    return "http"
+
+
+def check_url(url: str, *, where: str, limits: Limits) -> str:
+    """Return an http(s) URL that can be called; an empty one stands for "nothing to call"."""
+    if not url:
+        return url
+    if len(url) > limits.max_url_length:
+        raise InvalidRequestError(
+            f"{where} has {len(url)} characters: at most {limits.max_url_length} (max_url_length) are allowed"
+        )
+    if not url.isprintable() or " " in url:
+        raise InvalidRequestError(f"{where} {url!r} has spaces or control characters: percent-encode them")
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise InvalidRequestError(f"{where} {url!r} is no URL: {error}") from error
+    if not complete:
+        raise InvalidRequestError(f"{where} {url!r} is no complete http:// or https:// URL")
+    return url
+
+
+def check_payloads(request: TransRequest, limits: Limits) -> Sequence[bytes]:
+    """Return one payload for each step."""
+    steps = len(request.steps)
+    if steps > limits.max_branches:
+        raise RequestTooLargeError(f"{steps} steps: at most {limits.max_branches} (max_branches) are allowed")
+    if len(request.payloads) < steps:
+        raise InvalidRequestError(
+            f"payloads has {len(request.payloads)} entries for {steps} steps: give one for each (it may be empty)"
+        )
+    for index, payload in enumerate(request.payloads):
+        if len(payload) > limits.max_payload_bytes:
+            raise RequestTooLargeError(
+                f"payload {index} has {len(payload)} bytes: at most {limits.max_payload_bytes}"
+                " (max_payload_bytes) are allowed"
+            )
+    return request.payloads[:steps]
+
+
+def _check_seconds(name: str, seconds: int, limits: Limits) -> int:
+    if seconds > limits.max_timeout_s:
+        raise InvalidRequestError(
+            f"{name} is {seconds} seconds: at most {limits.max_timeout_s} (max_timeout_s) are allowed"
+        )
+    return max(seconds, 0)
+
+
+def _check_headers(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
+    size = sum(len(name) + len(value) + 4 for name, value in headers.items())
+    if size > limits.max_header_bytes:
+        raise RequestTooLargeError(
+            f"branch_headers need {size} bytes: at most {limits.max_header_bytes} (max_header_bytes) are allowed"
+        )
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidRequestError(f"branch_headers: {name!r} is no header name: use letters, digits and hyphens")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidRequestError(
+                f"branch_headers: the value of {name!r} has characters that a header cannot carry"
+            )
+    return dict(headers)

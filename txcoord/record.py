@@ -1,0 +1,37 @@
+"""What one call changes in the record of its branch operation."""
+
+from __future__ import annotations
+
+from random import Random
+
+from txcoord.model import Attempt, BranchOp, Op, OpStatus, Outcome
+from txcoord.retry import RetryPolicy, error_delay_us, ongoing_delay_us
+
+MAY_FAIL = frozenset({Op.ACTION, Op.TRY})
+"""Ops that may answer "failure" for good. The others were promised to succeed in the end,
+so a failure of theirs is an error like any other, and repeated."""
+
+
+def record_call(
+    op: BranchOp, attempt: Attempt, *, now_us: int, policy: RetryPolicy, random: Random, attempts_kept: int
+) -> BranchOp:
+    """Return the operation as it stands after `attempt`."""
+    attempts = (*op.attempts, attempt)[-attempts_kept:]
+    if attempt.outcome is Outcome.SUCCESS:
+        return op.replace(status=OpStatus.SUCCEEDED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
+    if attempt.outcome is Outcome.FAILURE and op.op in MAY_FAIL:
+        return op.replace(status=OpStatus.FAILED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
+    if attempt.outcome is Outcome.ONGOING:
+        return op.replace(failures=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
+    failures = op.failures + 1
+    return op.replace(failures=failures, due_us=now_us + error_delay_us(policy, failures, random), attempts=attempts)
+
+
+def record_success_without_call(op: BranchOp, *, now_us: int) -> BranchOp:
+    """Return an operation that has no URL, done: there is nothing to call."""
+    return op.replace(status=OpStatus.SUCCEEDED, finished_us=now_us)
+
+
+def record_held_off(op: BranchOp, *, until_us: int) -> BranchOp:
+    """Return an operation whose endpoint is held off: put off, and no failure of its own."""
+    return op.replace(due_us=until_us)
