@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -160,8 +161,17 @@ def temporary_folder(prefix: str, *, user: str | None = None) -> Path:
 
 def remove_folder(folder: Path) -> None:
     """Remove a temporary folder and what is in it. Idempotent."""
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     _watchdog().tell(f"- {folder}")
+
+
+def _remove(folder: Path) -> None:
+    # Processes that were just killed may write a last file while the folder is emptied.
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 class _Watchdog:
@@ -201,27 +211,26 @@ def _watchdog() -> _Watchdog:
 def _watch(parent: int) -> None:
     left: set[str] = set()
     pending = b""
-    while os.getppid() == parent:
+    alive = True
+    while alive:
         # The pipe's end may be held open by a forked sibling, hence also a look at the parent.
-        readable, _, _ = select.select([0], [], [], 0.5)
-        if not readable:
-            continue
-        chunk = os.read(0, 65536)
-        if not chunk:
-            break
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            sign, _, what = line.decode().partition(" ")
-            if sign == "+":
-                left.add(what)
-            else:
-                left.discard(what)
-    pids = [int(what) for what in left if what.isdigit()]
-    for pid in pids:
-        send(signal.SIGKILL, freeze(pid))
+        # First the look, then what it wrote before: it may have died before we came to run.
+        alive = os.getppid() == parent
+        while select.select([0], [], [], 0.5 if alive else 0)[0]:
+            chunk = os.read(0, 65536)
+            if not chunk:
+                alive = False
+                break
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                sign, _, what = line.decode().partition(" ")
+                (left.add if sign == "+" else left.discard)(what)
+    for what in left:
+        if what.isdigit():
+            send(signal.SIGKILL, freeze(int(what)))
     for what in left:
         if not what.isdigit():
-            shutil.rmtree(what, ignore_errors=True)
+            _remove(Path(what))
 
 
 # -- ports ---------------------------------------------------------------------------------
