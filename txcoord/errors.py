@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from txcoord.model import Status
+from txcoord.model import Pattern, Status
 
 
 class TxcoordError(Exception):
@@ -28,9 +28,9 @@ class TransactionNotFoundError(TxcoordError):
 class StatusConflictError(TxcoordError):
     """The transaction exists, but its status does not allow what was asked."""
 
-    def __init__(self, gid: str, *, status: Status, wanted: str) -> None:
-        super().__init__(f"cannot {wanted} {gid}: it is {status}")
-        self.gid, self.status, self.wanted = gid, status, wanted
+    def __init__(self, gid: str, *, status: Status, wanted: str, pattern: Pattern) -> None:
+        super().__init__(f"cannot {wanted} {gid}: this {pattern} is {status}")
+        self.gid, self.status, self.wanted, self.pattern = gid, status, wanted, pattern
 
 
 class StoreUnavailableError(TxcoordError):

@@ -1,63 +1,206 @@
-"""The use cases: what every adapter (HTTP, later JSON-RPC and gRPC) calls.
-
-Skeleton of the interface; the body is being written.
-"""
+"""The use cases: what every adapter (HTTP, later JSON-RPC and gRPC) calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random, SystemRandom
 
-from txcoord.model import Status
-from txcoord.request import SubmitResult, TransRequest
-from txcoord.store.base import ListQuery, Stored
+from txcoord.engine.clock import Clock, SystemClock
+from txcoord.engine.engine import Engine
+from txcoord.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    StatusConflictError,
+    StoreUnavailableError,
+    TransactionNotFoundError,
+)
+from txcoord.gid import make_gid
+from txcoord.logs import get_logger
+from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
+from txcoord.request import Limits, SubmitResult, TransRequest, check_gid
+from txcoord.saga.request import build_saga
+from txcoord.store.base import ListQuery, Store, Stored
+
+log = get_logger()
+
+FORCE_STOPPED = "stopped by an operator (forceStop); nothing was compensated"
+
+_OFFERED = (Pattern.SAGA,)
 
 
 class Service:
     """Checks a request against the rules, makes it durable, hands it to the engine."""
 
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        limits: Limits,
+        far_due_s: float = 105.0,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        """
+        Args:
+            far_due_s: from how far ahead `reset_cron_time` takes transactions, unless it
+                is told (DTM: three times its default timeout of 35 s).
+        """
+        self._engine = engine
+        self._store = store
+        self._limits = limits
+        self._far_due_s = far_due_s
+        self._clock = clock or SystemClock()
+        self._random = random or SystemRandom()
+
     def new_gid(self) -> str:
         """Make a gid: 22 characters, unique, ordered by time (which keeps indexes compact)."""
-        raise NotImplementedError
+        return make_gid(self._clock.now_us(), self._random)
 
     async def submit(self, request: TransRequest) -> SubmitResult:
-        """Accept a transaction and start driving it; repeated submits of a running one are harmless.
+        """Accept a transaction and start driving it.
+
+        Submitting again what is submitted already changes nothing: no second pass, no
+        other steps.
 
         Raises:
-            InvalidRequestError, RequestTooLargeError, StatusConflictError (wanted="submit"),
-            StoreUnavailableError, OverloadedError.
+            InvalidRequestError, RequestTooLargeError: nothing was stored.
+            StatusConflictError: it turned round or ended before (`wanted="submit"`).
+            StoreUnavailableError: whether it was accepted is not known; the same submit
+                again is safe.
+            OverloadedError: not accepted; submit again later.
         """
-        raise NotImplementedError
+        self._check_offered(request.trans_type)
+        saga = build_saga(request, self._limits, now_us=self._clock.now_us())
+        live = self._engine.find_live(saga.gid)
+        if live is None:
+            result = await self._engine.create(saga, wait=request.wait_result)
+            if result is not None:
+                return result
+        elif await self._engine.wait_until_created(live):
+            _check_resubmitted(live.tx, request)
+            if request.wait_result and not live.tx.status.is_final:
+                return await self._engine.join_pass(live)
+            return SubmitResult(waited=False, status=live.tx.status)
+        return await self._submit_stored(request)
+
+    async def _submit_stored(self, request: TransRequest) -> SubmitResult:
+        stored = await self._store.find(request.gid)
+        if stored is None:
+            raise StoreUnavailableError(f"{request.gid} was taken and is gone: submit it again")
+        _check_resubmitted(stored.tx, request)
+        return SubmitResult(
+            waited=request.wait_result,
+            status=stored.tx.status,
+            reason=f"{request.gid} was submitted before and is still {stored.tx.status}: query it",
+        )
 
     async def prepare(self, request: TransRequest) -> None:
-        """Raises InvalidRequestError for a saga (it is submitted whole), StatusConflictError(wanted="prepare")."""
-        raise NotImplementedError
+        """Create a transaction whose branches come later.
+
+        Raises:
+            InvalidRequestError: no pattern that is offered can be prepared: a saga is
+                submitted whole.
+        """
+        self._check_offered(request.trans_type)
+        check_gid(request.gid)
+        raise InvalidRequestError(f"a {request.trans_type} is not prepared: send it whole to submit")
 
     async def abort(self, request: TransRequest) -> SubmitResult:
-        """Raises TransactionNotFoundError, StatusConflictError (wanted="abort"), StoreUnavailableError."""
-        raise NotImplementedError
+        """Cancel a prepared transaction; the pattern is the stored one, whatever the request says.
+
+        Raises:
+            TransactionNotFoundError: no such gid.
+            StatusConflictError: it cannot be aborted (`wanted="abort"`); a saga never can:
+                it turns round by itself, or is stopped by force.
+        """
+        stored = await self._find(check_gid(request.gid))
+        raise StatusConflictError(stored.tx.gid, status=stored.tx.status, wanted="abort", pattern=stored.tx.pattern)
 
     async def force_stop(self, gid: str) -> None:
-        """Raises TransactionNotFoundError, StatusConflictError (wanted="force stop"), StoreUnavailableError."""
-        raise NotImplementedError
+        """End an unfinished transaction as failed, now, with nothing compensated.
+
+        No further call is begun for it here; another coordinator that drives it loses it
+        with its next write.
+
+        Raises:
+            TransactionNotFoundError: no such gid.
+            StatusConflictError: it has ended already (`wanted="force stop"`).
+        """
+        now_us = self._clock.now_us()
+        before = await self._store.force_stop(check_gid(gid), now_us=now_us, reason=FORCE_STOPPED)
+        if before is None:
+            raise TransactionNotFoundError(gid)
+        if before.tx.status.is_final:
+            raise StatusConflictError(gid, status=before.tx.status, wanted="force stop", pattern=before.tx.pattern)
+        log.warning("force stop", gid=gid, was=before.tx.status, epoch=before.epoch)
+        await self._engine.stop_live(gid, FORCE_STOPPED)
 
     async def reset_next_cron_time(self, gid: str) -> None:
-        """Make one transaction due now. Raises TransactionNotFoundError, StoreUnavailableError."""
-        raise NotImplementedError
+        """Make one transaction due now, whatever delay it was in.
+
+        Raises:
+            TransactionNotFoundError: no such gid.
+        """
+        if await self._store.make_due(check_gid(gid), now_us=self._clock.now_us()) is None:
+            raise TransactionNotFoundError(gid)
+        self._engine.look_for_due()
 
     async def reset_cron_time(self, *, timeout_s: int | None, limit: int) -> int:
-        """Make transactions due now that would be due later than `timeout_s` from now; return how many."""
-        raise NotImplementedError
+        """Make transactions due now that would be due later than `timeout_s` from now.
+
+        Returns:
+            How many; there may be more if it is `limit`.
+        """
+        now_us = self._clock.now_us()
+        ahead_s = self._far_due_s if timeout_s is None else timeout_s
+        count = await self._store.make_far_due(
+            after_us=now_us + int(ahead_s * MICROSECONDS), now_us=now_us, limit=limit
+        )
+        self._engine.look_for_due()
+        return count
 
     async def query(self, gid: str) -> Stored | None:
         """One transaction with its branches; a live one as it stands in memory, attempts included."""
-        raise NotImplementedError
+        stored = await self._store.find(gid)
+        live = self._engine.find_live(gid)
+        if stored is None or live is None or live.epoch != stored.epoch:
+            return stored
+        return Stored(id=stored.id, tx=live.tx, owner=stored.owner, epoch=stored.epoch)
 
     async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        raise NotImplementedError
+        """Transactions that match, newest first."""
+        return await self._store.list_transactions(query)
 
     async def count_by_status(self) -> dict[Status, int]:
-        raise NotImplementedError
+        """How many unfinished transactions there are in each status."""
+        return await self._store.count_by_status()
 
     async def check_ready(self) -> None:
-        """Raises StoreUnavailableError or OverloadedError (draining) with a sentence."""
-        raise NotImplementedError
+        """Return if new work is welcome.
+
+        Raises:
+            OverloadedError: the coordinator is draining.
+            StoreUnavailableError: the store does not answer.
+        """
+        if self._engine.is_draining:
+            raise OverloadedError("draining: this coordinator is stopping")
+        await self._store.ping()
+
+    async def _find(self, gid: str) -> Stored:
+        stored = await self._store.find(gid)
+        if stored is None:
+            raise TransactionNotFoundError(gid)
+        return stored
+
+    def _check_offered(self, trans_type: str) -> None:
+        if trans_type not in _OFFERED:
+            offered = ", ".join(_OFFERED)
+            raise InvalidRequestError(f"trans_type {trans_type!r} is not offered by this version: use one of {offered}")
+
+
+def _check_resubmitted(tx: GlobalTransaction, request: TransRequest) -> None:
+    if tx.pattern != request.trans_type:
+        raise InvalidRequestError(f"{tx.gid} is a {tx.pattern}, not a {request.trans_type}")
+    if tx.status is not Status.SUBMITTED:
+        raise StatusConflictError(tx.gid, status=tx.status, wanted="submit", pattern=tx.pattern)

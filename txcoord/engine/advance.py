@@ -1,0 +1,250 @@
+"""Decide, act, record: the one loop that drives a transaction, first run and recovery alike."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import assert_never
+
+from txcoord import metrics
+from txcoord.decision import Call, Done, MoveTo, Wait
+from txcoord.dispatch.base import BranchRequest, CallResult, Dispatcher
+from txcoord.engine.clock import Clock, sleep_until
+from txcoord.engine.journal import Journal
+from txcoord.engine.live import LiveTransaction
+from txcoord.engine.settings import EngineSettings
+from txcoord.errors import LeaseLostError
+from txcoord.logs import get_logger
+from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, OpStatus, Outcome, Status
+from txcoord.patterns import DECIDE, moved
+from txcoord.record import record_call, record_held_off, record_success_without_call
+from txcoord.retry import RetryDefaults, jittered_us
+from txcoord.store.base import Applied, Save
+
+log = get_logger()
+
+
+class Advancer:
+    """Drives transactions that this process owns. Holds no state of theirs."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        dispatcher: Dispatcher,
+        settings: EngineSettings,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._journal = journal
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        self._retry = RetryDefaults(
+            retry_interval_s=settings.retry_interval_s,
+            error_backoff_s=settings.error_backoff_s,
+            backoff_cap_s=settings.backoff_cap_s,
+        )
+        self.is_draining = False
+        """Set: begin no more calls; park what is left, due at once."""
+
+    async def advance(self, live: LiveTransaction) -> int | None:
+        """Drive a transaction until it is final or parked.
+
+        Returns:
+            When it is due, if it was parked; None if it is final.
+
+        Raises:
+            LeaseLostError: it belongs to somebody else now; nothing more was written.
+        """
+        decide = DECIDE[live.tx.pattern]
+        while True:
+            if live.ended:
+                self._record_ended(live)
+            now_us = self._clock.now_us()
+            decision = decide(live.tx, now_us, live.in_flight)
+            match decision:
+                case Call(ops):
+                    if self.is_draining:
+                        if live.in_flight:
+                            await self._wait(live, None)
+                            continue
+                        return await self._park(live, now_us)
+                    await self._call(live, ops)
+                case MoveTo():
+                    # Durable before anything is done because of it: a restart must find
+                    # the decision, not take it again and perhaps differently.
+                    live.tx = moved(live.tx, decision, now_us)
+                    await self._save(live)
+                    note_status(live.tx, live.epoch)
+                case Wait(until_us):
+                    if live.in_flight:
+                        await self._wait(live, until_us)
+                        continue
+                    assert until_us is not None, f"{live.tx.gid} waits for nothing"
+                    live.end_pass(_what_it_waits_for(live.tx))
+                    if self.is_draining or until_us - now_us > self._settings.short_wait_s * MICROSECONDS:
+                        return await self._park(live, until_us)
+                    # The due time is stored before the repeat, so that a restart keeps the backoff.
+                    await self._save(live)
+                    await self._wait(live, until_us)
+                case Done():
+                    live.end_pass()
+                    return None
+                case unknown:
+                    assert_never(unknown)
+
+    async def _save(self, live: LiveTransaction, *, park: bool = False) -> None:
+        applied = await self._journal.write(Save(tx=live.tx, epoch=live.epoch, park=park))
+        if applied is not Applied.DONE:
+            raise LeaseLostError(f"{live.tx.gid} was taken over: epoch {live.epoch} has passed")
+
+    async def _park(self, live: LiveTransaction, due_us: int) -> int:
+        live.tx = live.tx.replace(due_us=due_us, updated_us=self._clock.now_us())
+        await self._save(live, park=True)
+        live.end_pass(_what_it_waits_for(live.tx))
+        return due_us
+
+    # -- calls -----------------------------------------------------------------------
+
+    async def _call(self, live: LiveTransaction, ops: tuple[int, ...]) -> None:
+        """Begin the calls of these operations; record those that need no call at once.
+
+        A stop between a call and its record repeats the call later. That is the
+        promise: at least once; the barrier does the rest.
+        """
+        tx = live.tx
+        to_call = [position for position in ops if tx.branches[position].url]
+        if len(to_call) < len(ops):
+            now_us = self._clock.now_us()
+            self._replace(
+                live,
+                {
+                    position: record_success_without_call(tx.branches[position], now_us=now_us)
+                    for position in ops
+                    if not tx.branches[position].url
+                },
+            )
+            tx = live.tx
+        if len(to_call) == 1 and not live.in_flight and self._ends_before_deadline(tx):
+            # The common case needs no task of its own: nothing else can happen meanwhile.
+            [position] = to_call
+            live.in_flight.add(position)
+            live.ended[position] = (self._clock.now_us(), await self._dispatch(tx, tx.branches[position]))
+            return
+        for position in to_call:
+            live.in_flight.add(position)
+            task = asyncio.create_task(self._call_beside(live, position))
+            live.calls.add(task)
+            task.add_done_callback(live.calls.discard)
+
+    async def _call_beside(self, live: LiveTransaction, position: int) -> None:
+        began_us = self._clock.now_us()
+        live.ended[position] = (began_us, await self._dispatch(live.tx, live.tx.branches[position]))
+        live.wake.set()
+
+    def _ends_before_deadline(self, tx: GlobalTransaction) -> bool:
+        if tx.deadline_us is None or tx.status is not Status.SUBMITTED:
+            return True
+        return self._clock.now_us() + self._timeout_s(tx) * MICROSECONDS < tx.deadline_us
+
+    def _timeout_s(self, tx: GlobalTransaction) -> float:
+        return tx.options.request_timeout_s or self._settings.request_timeout_s
+
+    async def _dispatch(self, tx: GlobalTransaction, op: BranchOp) -> CallResult:
+        return await self._dispatcher.call(
+            BranchRequest(
+                gid=tx.gid,
+                pattern=tx.pattern,
+                branch_id=op.branch_id,
+                op=op.op,
+                url=op.url,
+                payload=op.payload,
+                headers=tx.options.branch_headers,
+                timeout_s=self._timeout_s(tx),
+            )
+        )
+
+    async def _wait(self, live: LiveTransaction, until_us: int | None) -> None:
+        """Wait until a call has ended, or the instant has come."""
+        live.wake.clear()
+        if live.ended:
+            return
+        if until_us is None:
+            await live.wake.wait()
+        else:
+            await sleep_until(self._clock, until_us, wake=live.wake)
+
+    # -- records ---------------------------------------------------------------------
+
+    def _record_ended(self, live: LiveTransaction) -> None:
+        """Record the results of calls that have ended. Posted, not waited for: nothing that
+        follows is done because of them until a change of status stores them with it."""
+        now_us = self._clock.now_us()
+        changed = {
+            position: self._recorded(live, live.tx.branches[position], began_us, result, now_us)
+            for position, (began_us, result) in live.take_ended().items()
+        }
+        self._replace(live, changed)
+        self._journal.post(Save(tx=live.tx, epoch=live.epoch))
+
+    def _recorded(
+        self, live: LiveTransaction, op: BranchOp, began_us: int, result: CallResult, now_us: int
+    ) -> BranchOp:
+        tx = live.tx
+        if not result.called:
+            return record_held_off(op, until_us=now_us + jittered_us(result.retry_after_s, self._random))
+        metrics.branch_called(tx.pattern, op.op, result.outcome)
+        recorded = record_call(
+            op,
+            Attempt(
+                at_us=began_us,
+                duration_us=now_us - began_us,
+                outcome=result.outcome,
+                code=result.code,
+                detail=result.detail,
+            ),
+            now_us=now_us,
+            policy=self._retry.policy(tx.options),
+            random=self._random,
+            attempts_kept=self._settings.attempts_kept,
+        )
+        if result.outcome is not Outcome.SUCCESS:
+            # The answer itself may hold personal data: it is in the record, not in the log.
+            log.warning(
+                "call",
+                gid=tx.gid,
+                branch_id=op.branch_id,
+                op=op.op,
+                outcome=result.outcome,
+                code=result.code,
+                error=result.detail if not result.code else "",
+                failures=recorded.failures,
+                retry_in_s=round((recorded.due_us - now_us) / MICROSECONDS, 3) if recorded.due_us else None,
+                epoch=live.epoch,
+            )
+        return recorded
+
+    def _replace(self, live: LiveTransaction, changed: dict[int, BranchOp]) -> None:
+        branches = list(live.tx.branches)
+        for position, op in changed.items():
+            branches[position] = op
+        live.tx = live.tx.replace(branches=tuple(branches), updated_us=self._clock.now_us())
+
+
+def note_status(tx: GlobalTransaction, epoch: int) -> None:
+    """Log and count a change of status, once it is durable."""
+    log.info("status", gid=tx.gid, pattern=tx.pattern, status=tx.status, epoch=epoch, reason=tx.rollback_reason)
+    if tx.status.is_final:
+        metrics.transaction_ended(tx.pattern, tx.status, (tx.updated_us - tx.created_us) / MICROSECONDS)
+
+
+def _what_it_waits_for(tx: GlobalTransaction) -> str:
+    """Say which operation has to be repeated and why, for a submit that waits and for operators."""
+    for op in tx.branches:
+        if op.status is OpStatus.PREPARED and op.due_us and op.attempts:
+            last = op.attempts[-1]
+            what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
+            return f"{what} is to be repeated: it answered {last.outcome} ({last.detail})"
+    return f"{tx.gid} is {tx.status} and goes on by itself"

@@ -1,0 +1,205 @@
+"""Group commit: the one way in which durable state changes while transactions are driven.
+
+Changes gather while the batch before them commits; then all of them go to the store as
+one database transaction, with one sync to disk. There is no timer and no artificial delay
+for anybody who waits: an idle journal flushes a single change at once, a busy one shares
+the price of a commit among all who came meanwhile.
+
+A `Save` carries the whole changeable part of its transaction, so a later one of the same
+transaction replaces an earlier one that has not left yet. Branch results on the way
+forward are `post`ed: nobody waits for them, and nothing is done because of them, so they
+ride along with the transaction's next change, or go on their own after `lazy_write_s`.
+For a short saga that makes two writes: its creation and its end.
+
+Order: changes of one transaction take effect in the order in which they were handed in,
+because there is one flusher, and a batch is repeated until its outcome is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
+
+from txcoord import metrics
+from txcoord.engine.clock import Clock, Timer
+from txcoord.engine.settings import EngineSettings
+from txcoord.errors import LeaseLostError, StoreUnavailableError
+from txcoord.logs import get_logger
+from txcoord.model import MICROSECONDS
+from txcoord.store.base import Applied, Change, Save
+
+log = get_logger()
+
+_FIRST_RETRY_S = 0.05
+_LAST_RETRY_S = 1.0
+
+
+class ChangeRefusedError(Exception):
+    """The store can be reached, but refuses this one change. A bug, or a limit of the database."""
+
+
+class _Entry:
+    """A change on its way, and whoever waits for it."""
+
+    __slots__ = ("change", "waiter")
+
+    def __init__(self, change: Change, waiter: asyncio.Future[Applied] | None) -> None:
+        self.change = change
+        self.waiter = waiter
+
+    @property
+    def is_awaited(self) -> bool:
+        return self.waiter is not None and not self.waiter.done()
+
+
+class Journal:
+    """Gathers changes and writes them in batches. One per process."""
+
+    def __init__(
+        self,
+        apply: Callable[[Sequence[Change]], Awaitable[Sequence[Applied]]],
+        *,
+        settings: EngineSettings,
+        clock: Clock,
+        on_lease_lost: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            apply: writes one batch under the node's present lease (`Store.apply`).
+            on_lease_lost: called when the node's lease has ended, after all that wait
+                have been told.
+        """
+        self._apply = apply
+        self._settings = settings
+        self._clock = clock
+        self._on_lease_lost = on_lease_lost
+        self._urgent: dict[str, _Entry] = {}
+        self._lazy: dict[str, _Entry] = {}
+        self._lazy_timer: Timer | None = None
+        self._flushing: Sequence[_Entry] = ()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.store_is_available = True
+        """False from a failed batch until one succeeds."""
+
+    def write(self, change: Change) -> asyncio.Future[Applied]:
+        """Hand in a change; the future ends when it is durable.
+
+        The future raises `LeaseLostError` if the node lost its lease, and
+        `ChangeRefusedError` if the store refuses this change. While the store is away
+        it waits.
+        """
+        waiter: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        gid = change.tx.gid
+        self._lazy.pop(gid, None)
+        earlier = self._urgent.get(gid)
+        assert earlier is None or not earlier.is_awaited, f"two waiting changes of {gid} at once"
+        self._urgent[gid] = _Entry(change, waiter)
+        self._wake.set()
+        self._idle.clear()
+        return waiter
+
+    def post(self, save: Save) -> None:
+        """Hand in a change that nobody waits for; it is durable soon, unless the process dies before."""
+        gid = save.tx.gid
+        earlier = self._urgent.get(gid)
+        if earlier is not None:
+            assert not earlier.is_awaited, f"a result of {gid} posted behind a waiting change"
+            earlier.change = save
+            return
+        self._lazy[gid] = _Entry(save, None)
+        self._idle.clear()
+        if self._lazy_timer is None:
+            due_us = self._clock.now_us() + int(self._settings.lazy_write_s * MICROSECONDS)
+            self._lazy_timer = self._clock.call_at(due_us, self._flush_lazy)
+
+    def forget(self, gid: str) -> None:
+        """Drop a posted change of a transaction that is no longer ours."""
+        self._lazy.pop(gid, None)
+
+    async def drained(self) -> None:
+        """Wait until all that was handed in is durable."""
+        self._flush_lazy()
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        while True:
+            if not self._urgent:
+                if not self._lazy:
+                    self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            await self._flush(self._take_batch())
+
+    def _flush_lazy(self) -> None:
+        self._lazy_timer = None
+        # A transaction with an urgent change has no lazy one: `write` replaces it.
+        self._urgent.update(self._lazy)
+        self._lazy.clear()
+        self._wake.set()
+
+    def _take_batch(self) -> Sequence[_Entry]:
+        limit = self._settings.max_batch
+        if len(self._urgent) <= limit:
+            batch = list(self._urgent.values())
+            self._urgent = {}
+            return batch
+        taken = list(self._urgent)[:limit]
+        return [self._urgent.pop(gid) for gid in taken]
+
+    async def _flush(self, batch: Sequence[_Entry]) -> None:
+        self._flushing = batch
+        retry_s = _FIRST_RETRY_S
+        while True:
+            started = perf_counter()
+            try:
+                applied = await self._apply([entry.change for entry in batch])
+            except StoreUnavailableError as error:
+                # Whether the batch took effect is unknown; the same batch again is harmless.
+                if self.store_is_available:
+                    log.warning("store unavailable", error=str(error), waiting=len(batch) + len(self._urgent))
+                self.store_is_available = False
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+            except LeaseLostError as error:
+                self._fail_all(error)
+                self._on_lease_lost()
+                return
+            except Exception as error:  # noqa: BLE001 - whatever the driver refuses a change with
+                await self._isolate(batch, error)
+                return
+            else:
+                break
+        if not self.store_is_available:
+            log.warning("store available again")
+            self.store_is_available = True
+        metrics.journal_flushed(changes=len(batch), seconds=perf_counter() - started)
+        self._flushing = ()
+        for entry, result in zip(batch, applied, strict=True):
+            if entry.waiter is not None and not entry.waiter.done():
+                entry.waiter.set_result(result)
+
+    async def _isolate(self, batch: Sequence[_Entry], error: Exception) -> None:
+        """Find the change that the store refuses, by halves; the others must not fail with it."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._flush(batch[:middle])
+            await self._flush(batch[middle:])
+            return
+        [entry] = batch
+        log.error("change refused by the store", gid=entry.change.tx.gid, error=repr(error))
+        if entry.waiter is not None and not entry.waiter.done():
+            refused = ChangeRefusedError(f"the store refuses a change of {entry.change.tx.gid}: {error}")
+            refused.__cause__ = error
+            entry.waiter.set_exception(refused)
+
+    def _fail_all(self, error: LeaseLostError) -> None:
+        entries = [*self._flushing, *self._urgent.values()]
+        self._flushing = ()
+        self._urgent, self._lazy = {}, {}
+        for entry in entries:
+            if entry.waiter is not None and not entry.waiter.done():
+                entry.waiter.set_exception(LeaseLostError(str(error)))

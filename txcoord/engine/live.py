@@ -1,0 +1,74 @@
+"""A transaction that this process is driving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from txcoord.dispatch.base import CallResult
+from txcoord.model import GlobalTransaction, Status
+from txcoord.request import SubmitResult
+from txcoord.store.base import Applied
+
+
+class LiveTransaction:
+    """One transaction in memory: its state, the epoch to write it under, and who waits for it.
+
+    Only its drive task changes `tx`. Call tasks leave their results in `ended`.
+    """
+
+    __slots__ = (
+        "calls",
+        "creation",
+        "ended",
+        "epoch",
+        "in_flight",
+        "is_recovered",
+        "task",
+        "timer",
+        "tx",
+        "waiters",
+        "wake",
+    )
+
+    def __init__(self, tx: GlobalTransaction, *, epoch: int, is_recovered: bool = False) -> None:
+        self.tx = tx
+        self.epoch = epoch
+        self.is_recovered = is_recovered
+        self.in_flight: set[int] = set()
+        self.ended: dict[int, tuple[int, CallResult]] = {}
+        """Position → when the call began, and what it came to; not yet recorded."""
+        self.wake = asyncio.Event()
+        """Set when a call has ended or the drive loop has to look up."""
+        self.calls: set[asyncio.Task[None]] = set()
+        self.task: asyncio.Task[None] | None = None
+        self.creation: asyncio.Future[Applied] | None = None
+        """Ends when it is durable; None for one that was taken over, which is."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Bounds the wait of the submit that created it."""
+        self.waiters: list[asyncio.Future[SubmitResult]] = []
+
+    def take_ended(self) -> Mapping[int, tuple[int, CallResult]]:
+        ended, self.ended = self.ended, {}
+        self.in_flight.difference_update(ended)
+        return ended
+
+    def end_pass(self, reason: str = "") -> None:
+        """Tell all that wait for this pass of processing how far it came."""
+        if self.waiters:
+            self.answer(SubmitResult(waited=True, status=self.tx.status, reason=reason or self.tx.rollback_reason))
+
+    def stopped_by_operator(self, reason: str) -> None:
+        self.answer(SubmitResult(waited=True, status=Status.FAILED, reason=reason))
+
+    def answer(self, result: SubmitResult) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(result)
+
+    def fail_waiters(self, error: BaseException) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
