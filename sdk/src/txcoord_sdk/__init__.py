@@ -1,3 +1,46 @@
-"""The client SDK of txcoord: open global transactions, protect participants."""
+"""The client SDK of txcoord: open global transactions, protect participants.
+
+This is the initiator's side. Participants find their barrier in `txcoord_sdk.barrier`,
+and FastAPI helpers in `txcoord_sdk.fastapi`; both are imported by those who use them,
+for they need more than httpx.
+"""
+
+from __future__ import annotations
+
+from txcoord.model import Op, OpStatus, Outcome, Pattern, Status
+from txcoord_sdk.coordinator import AsyncCoordinator, Coordinator
+from txcoord_sdk.errors import (
+    CoordinatorUnreachableError,
+    RequestRefusedError,
+    TransactionFailedError,
+    TransactionNotFoundError,
+    TransactionRunningError,
+    TxcoordSdkError,
+)
+from txcoord_sdk.gid import new_gid
+from txcoord_sdk.results import Attempt, Branch, Transaction
+from txcoord_sdk.saga import Saga, Step
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncCoordinator",
+    "Attempt",
+    "Branch",
+    "Coordinator",
+    "CoordinatorUnreachableError",
+    "Op",
+    "OpStatus",
+    "Outcome",
+    "Pattern",
+    "RequestRefusedError",
+    "Saga",
+    "Status",
+    "Step",
+    "Transaction",
+    "TransactionFailedError",
+    "TransactionNotFoundError",
+    "TransactionRunningError",
+    "TxcoordSdkError",
+    "new_gid",
+]

@@ -1,0 +1,72 @@
+"""Checks of what the caller hands over, where the coordinator's own rules say what is right.
+
+A mistake is best met at the line that makes it. Bounds of size are left to the
+coordinator: they are its settings.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+
+from txcoord.errors import InvalidRequestError
+from txcoord.protocol import API_BASE
+from txcoord.request import Limits, TransRequest, check_gid, check_options, check_url
+
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+
+_ANY_SIZE = Limits(max_url_length=sys.maxsize, max_header_bytes=sys.maxsize)
+
+
+def checked_gid(gid: str) -> str:
+    """Return a gid that every coordinator takes as it is; DTM's deletes semicolons."""
+    try:
+        check_gid(gid)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from error
+    if ";" in gid:
+        raise ValueError(f"gid {gid!r} has a semicolon, which coordinators delete: leave it out")
+    return gid
+
+
+def checked_url(url: str, *, name: str) -> str:
+    """Return an http(s) URL, or an empty one."""
+    try:
+        return check_url(url, where=name, limits=_ANY_SIZE)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers that can be sent."""
+    try:
+        return check_options(TransRequest(branch_headers=dict(headers)), _ANY_SIZE).branch_headers
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def base_url(url: str) -> str:
+    """Bring a coordinator's address to one form; DTM's clients are given it with the path of the API."""
+    base = url.rstrip("/").removesuffix(API_BASE).rstrip("/")
+    if not base or "?" in base or "#" in base:
+        raise ValueError(f"the coordinator's URL looks like http://127.0.0.1:36789, not {url!r}")
+    return checked_url(base, name="the coordinator's URL")
+
+
+def seconds(value: Duration, *, name: str) -> float:
+    """Convert to seconds; it must be finite and not negative."""
+    result = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not math.isfinite(result) or result < 0:
+        raise ValueError(f"{name} must be a finite time of 0 seconds or more, not {value!r}")
+    return result
+
+
+def whole_seconds(value: Duration, *, name: str) -> int:
+    """Convert to the whole seconds that the wire can carry; there 0 means "not set", so 1 is the least."""
+    result = seconds(value, name=name)
+    if result < 1 or result != int(result):
+        raise ValueError(f"{name} must be a whole number of seconds, 1 or more, not {value!r}")
+    return int(result)

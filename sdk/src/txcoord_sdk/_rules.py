@@ -1,0 +1,385 @@
+"""What is sent to a coordinator, and what its answers mean. No I/O, no clock of its own.
+
+Each operation is a generator: it yields what is to be done (`HttpCall`, `Pause`), is sent
+what came of it, and returns the operation's result or raises its error. The two clients in
+`txcoord_sdk.coordinator` do nothing but drive it.
+
+Two facts shape the rules. A gid is run once, so any request may be repeated. And only a
+query tells how a saga stands: a coordinator may answer 409 for "rolled back", for "still
+running" (DTM does) and for "ended already", the latter also to a repeated submit whose
+first answer was lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from random import Random
+from typing import NoReturn, TypeVar
+
+import msgspec
+
+from txcoord.model import Pattern, Status
+from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord_sdk._checks import base_url, checked_gid
+from txcoord_sdk.errors import (
+    CoordinatorUnreachableError,
+    RequestRefusedError,
+    TransactionFailedError,
+    TransactionNotFoundError,
+    TransactionRunningError,
+)
+from txcoord_sdk.results import ListAnswer, Message, PingAnswer, QueryAnswer, ResultAnswer, Transaction, VersionAnswer
+from txcoord_sdk.saga import Saga
+
+MAX_PAUSE_S = 2.0
+MAX_DOUBLINGS = 20
+MAX_RETRY_AFTER_S = 10.0
+FIRST_POLL_S = 0.05
+MAX_POLL_S = 1.0
+MIN_CALL_S = 1.0
+"""Even at the end of a wait a call gets this long: one cut off at once would tell nothing."""
+EXCERPT = 200
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpCall:
+    """To do: send this request."""
+
+    method: str
+    url: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """To do: wait this long."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """What came of a call: an answer, whatever it says."""
+
+    status: int
+    body: bytes
+    retry_after: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoAnswer:
+    """What came of a call: nothing."""
+
+    detail: str
+    may_have_arrived: bool
+
+
+Reply = HttpAnswer | NoAnswer
+Flow = Generator[HttpCall | Pause, Reply | None, T]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which transactions to list; None and "" stand for all."""
+
+    status: Status | None = None
+    pattern: Pattern | None = None
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+    page_size: int = 100
+
+    def __post_init__(self) -> None:
+        if self.page_size < 1:
+            raise ValueError(f"page_size must be 1 or more, not {self.page_size}")
+        for instant in (self.created_from, self.created_to):
+            if instant is not None and instant.tzinfo is None:
+                raise ValueError(f"created_from and created_to need a time zone, which {instant} has not")
+
+    def parameters(self, position: str) -> dict[str, str]:
+        given = {
+            "position": position,
+            "limit": str(self.page_size),
+            "status": self.status or "",
+            "transType": self.pattern or "",
+            "createTimeStart": _milliseconds(self.created_from),
+            "createTimeEnd": _milliseconds(self.created_to),
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+class Rules:
+    """The operations on one coordinator."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        timeout_s: float,
+        attempts: int,
+        backoff_s: float,
+        clock: Callable[[], float],
+        random: Random,
+    ) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be 1 or more, not {attempts}")
+        self.url = base_url(url)
+        self._timeout_s = timeout_s
+        self._attempts = attempts
+        self._backoff_s = backoff_s
+        self._clock = clock
+        self._random = random
+
+    # -- operations ------------------------------------------------------------------
+
+    def submit(self, saga: Saga) -> Flow[str]:
+        got = yield from self._submit(saga, wait_result=saga.wait_result)
+        if isinstance(got, HttpAnswer):
+            if got.status == 200:
+                return saga.gid
+            found = yield from self._find(saga.gid)
+            if found is None:
+                raise RequestRefusedError(saga.gid, None, _text(got))
+            reason = _reason(found, otherwise=_text(got))
+        else:
+            found, reason = got, _reason(got)
+        if found.status in (Status.ABORTING, Status.FAILED):
+            raise TransactionFailedError(saga.gid, found.status, reason)
+        if saga.wait_result and found.status is not Status.SUCCEEDED:
+            raise TransactionRunningError(saga.gid, found.status, reason)
+        return saga.gid
+
+    def run(self, saga: Saga, timeout_s: float) -> Flow[str]:
+        deadline = self._clock() + timeout_s
+        got = yield from self._submit(saga, wait_result=True, deadline=deadline)
+        if not isinstance(got, HttpAnswer) or got.status != 200:
+            yield from self._wait_until(saga.gid, deadline)
+        return saga.gid
+
+    def wait(self, gid: str, timeout_s: float) -> Flow[Transaction]:
+        return (yield from self._wait_until(checked_gid(gid), self._clock() + timeout_s))
+
+    def query(self, gid: str) -> Flow[Transaction]:
+        found = yield from self._find(checked_gid(gid))
+        return found if found is not None else _not_found(gid)
+
+    def list_page(self, chosen: Filter, before: ListAnswer | None) -> Flow[ListAnswer | None]:
+        """Get the page that follows one, or the first; None: there are no more."""
+        if before is not None and not before.next_position:
+            return None
+        query = chosen.parameters(before.next_position if before is not None else "")
+        answer = yield from self._exchange("", self._call("GET", "/all", query=query))
+        return self._decode("", answer, ListAnswer)
+
+    def force_stop(self, gid: str) -> Flow[None]:
+        answer = yield from self._exchange(gid, self._post("/forceStop", checked_gid(gid)))
+        if answer.status == STATUS_FAILURE:
+            found = yield from self._find(gid)
+            # Failed is what was asked for; a first request whose answer was lost may have done it.
+            if found is None or found.status is not Status.FAILED:
+                raise RequestRefusedError(gid, found.status if found else None, _text(answer))
+        else:
+            self._check_success(gid, answer)
+
+    def retry_now(self, gid: str) -> Flow[None]:
+        answer = yield from self._exchange(gid, self._post("/resetNextCronTime", checked_gid(gid)))
+        self._check_success(gid, answer)
+
+    def version(self) -> Flow[str]:
+        answer = yield from self._exchange("", self._call("GET", "/version"))
+        return self._decode("", answer, VersionAnswer).version
+
+    def ping(self) -> Flow[None]:
+        call = HttpCall(method="GET", url=f"{self.url}/api/ping", timeout_s=self._timeout_s)
+        answer = yield from self._exchange("", call)
+        self._decode("", answer, PingAnswer)
+
+    # -- the parts they are made of --------------------------------------------------
+
+    def _submit(
+        self, saga: Saga, *, wait_result: bool, deadline: float | None = None
+    ) -> Flow[HttpAnswer | Transaction]:
+        """Send a saga until it is known to be accepted.
+
+        Returns:
+            The coordinator's answer (200, 409 or 425); or, if an answer was lost, the
+            transaction as it was then found.
+        """
+        body = saga.request_body(wait_result=wait_result)
+        attempt = 0
+        while True:
+            attempt += 1
+            # A waiting submit is answered when the saga has ended: it gets all the time there is.
+            timeout_s = self._timeout_s if deadline is None else max(deadline - self._clock(), MIN_CALL_S)
+            reply = yield from _send(self._call("POST", "/submit", body=body, timeout_s=timeout_s))
+            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+                if reply.status not in (STATUS_FAILURE, STATUS_ONGOING):
+                    self._check_success(saga.gid, reply)
+                return reply
+            # Look before sending it again: DTM runs a repeated submit a second time.
+            if _may_have_arrived(reply) and (found := (yield from self._find(saga.gid, deadline))):
+                return found
+            if attempt >= self._attempts:
+                self._unreachable(saga.gid, reply)
+            yield from _pause(self._delay(attempt, reply))
+
+    def _wait_until(self, gid: str, deadline: float) -> Flow[Transaction]:
+        poll_s = FIRST_POLL_S
+        while True:
+            found = (yield from self._find(gid, deadline)) or _not_found(gid)
+            if found.status is Status.SUCCEEDED:
+                return found
+            left_s = deadline - self._clock()
+            # Once it has turned round it cannot succeed any more: that much is certain.
+            if found.status is Status.FAILED or (found.status is Status.ABORTING and left_s <= 0):
+                raise TransactionFailedError(gid, found.status, _reason(found))
+            if left_s <= 0:
+                raise TransactionRunningError(gid, found.status, _reason(found))
+            yield from _pause(min(left_s, poll_s * self._random.uniform(0.5, 1)))
+            poll_s = min(poll_s * 2, MAX_POLL_S)
+
+    def _find(self, gid: str, deadline: float | None = None) -> Flow[Transaction | None]:
+        call = self._call("GET", "/query", query={"gid": gid})
+        answer = yield from self._exchange(gid, call, deadline)
+        return self._decode(gid, answer, QueryAnswer).joined()
+
+    def _exchange(self, gid: str, call: HttpCall, deadline: float | None = None) -> Flow[HttpAnswer]:
+        """Send a request that may be repeated, until it is answered.
+
+        What bounds the repetition is the deadline, if there is one, or else the attempts.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            left_s = math.inf if deadline is None else deadline - self._clock()
+            reply = yield from _send(replace(call, timeout_s=min(call.timeout_s, max(left_s, MIN_CALL_S))))
+            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+                return reply
+            if deadline is None:
+                if attempt >= self._attempts:
+                    self._unreachable(gid, reply)
+                yield from _pause(self._delay(attempt, reply))
+            else:
+                left_s = deadline - self._clock()
+                if left_s <= 0:
+                    self._unreachable(gid, reply)
+                yield from _pause(min(left_s, self._delay(attempt, reply)))
+
+    def _delay(self, attempt: int, reply: Reply) -> float:
+        """Grow with each attempt; partly random, so that clients cut off together do not return together."""
+        asked_s = 0.0
+        if isinstance(reply, HttpAnswer) and reply.retry_after.isascii() and reply.retry_after.isdigit():
+            asked_s = min(float(reply.retry_after), MAX_RETRY_AFTER_S)
+        own_s = min(self._backoff_s * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_PAUSE_S)
+        return max(asked_s, own_s * self._random.uniform(0.5, 1))
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> HttpCall:
+        return HttpCall(
+            method=method,
+            url=f"{self.url}{API_BASE}{path}",
+            query=query or {},
+            body=body,
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+        )
+
+    def _post(self, path: str, gid: str) -> HttpCall:
+        return self._call("POST", path, body=msgspec.json.encode({"gid": gid}))
+
+    def _decode(self, gid: str, answer: HttpAnswer, type_: type[T]) -> T:
+        if answer.status != 200:
+            self._refused(gid, answer)
+        try:
+            return msgspec.json.decode(answer.body, type=type_)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            reason = f"{self.url} answered 200, but not as a coordinator does: {error}"
+            raise CoordinatorUnreachableError(gid, None, reason) from error
+
+    def _check_success(self, gid: str, answer: HttpAnswer) -> None:
+        # Status 200 alone proves nothing: many a web server answers it to anything.
+        word = self._decode(gid, answer, ResultAnswer).dtm_result
+        if word != ResultWord.SUCCESS:
+            raise CoordinatorUnreachableError(gid, None, f"{self.url} answered 200 with the result {word!r}")
+
+    def _refused(self, gid: str, answer: HttpAnswer) -> NoReturn:
+        if _says_not_found(answer, gid):
+            _not_found(gid)
+        if answer.status == 404 or not 400 <= answer.status < 500:
+            reason = f"{self.url} does not answer as a coordinator: status {answer.status}, {_text(answer)}"
+            raise CoordinatorUnreachableError(gid, None, reason)
+        raise RequestRefusedError(gid, None, _text(answer))
+
+    def _unreachable(self, gid: str, reply: Reply) -> NoReturn:
+        if isinstance(reply, NoAnswer):
+            reason = f"no answer from {self.url} ({reply.detail})"
+        else:
+            reason = f"{self.url} answered {reply.status}, {_text(reply)}"
+        raise CoordinatorUnreachableError(gid, None, reason)
+
+
+def _send(call: HttpCall) -> Flow[Reply]:
+    reply = yield call
+    assert reply is not None, "a call is answered with a reply"
+    return reply
+
+
+def _pause(seconds: float) -> Flow[None]:
+    yield Pause(seconds)
+
+
+def _is_to_repeat(answer: HttpAnswer) -> bool:
+    return answer.status == 429 or (answer.status >= 500 and not _is_dtm_not_found(answer))
+
+
+def _may_have_arrived(reply: Reply) -> bool:
+    if isinstance(reply, NoAnswer):
+        return reply.may_have_arrived
+    return reply.status not in (429, 503)
+
+
+def _says_not_found(answer: HttpAnswer, gid: str) -> bool:
+    # A 404 that does not name the gid is another server's: the URL leads elsewhere.
+    if answer.status == 404:
+        return bool(gid) and gid in (_message(answer) or "")
+    return _is_dtm_not_found(answer)
+
+
+def _is_dtm_not_found(answer: HttpAnswer) -> bool:
+    return answer.status == 500 and (_message(answer) or "").startswith("no TransGlobal with gid")
+
+
+def _not_found(gid: str) -> NoReturn:
+    raise TransactionNotFoundError(gid, None, "no global transaction has this gid")
+
+
+def _message(answer: HttpAnswer) -> str | None:
+    try:
+        return msgspec.json.decode(answer.body, type=Message).message
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _text(answer: HttpAnswer) -> str:
+    text = _message(answer) or answer.body[:EXCERPT].decode(errors="replace")
+    return text or "no further word"
+
+
+def _reason(transaction: Transaction, *, otherwise: str = "the coordinator gave no reason") -> str:
+    return transaction.reason or transaction.waiting_for or otherwise
+
+
+def _milliseconds(instant: datetime | None) -> str:
+    return "" if instant is None else str(int(instant.timestamp() * 1000))

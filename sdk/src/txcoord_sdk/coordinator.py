@@ -1,0 +1,240 @@
+"""The coordinator clients: two thin shells, which drive the same rules over httpx."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import httpx
+
+from txcoord.model import Pattern, Status
+from txcoord_sdk._checks import Duration, seconds
+from txcoord_sdk._operations import DEFAULT_TIMEOUT_S, DEFAULT_WAIT_S, Operations
+from txcoord_sdk._rules import Filter, Flow, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
+from txcoord_sdk.results import Transaction
+from txcoord_sdk.saga import Saga
+
+T = TypeVar("T")
+
+MAX_CONNECT_S = 10.0
+"""A run may wait minutes for its answer, but not for a connection."""
+
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
+
+
+class AsyncCoordinator(Operations):
+    """A coordinator, for asyncio. Make one per event loop and share it: it keeps connections open.
+
+    Args:
+        url: its address, with or without `/api/dtmsvr`; else the variable TXCOORD_URL, else
+            http://127.0.0.1:36789.
+        timeout: how long to wait for one answer. `run` and `wait` have their own.
+        attempts: how often a request is sent, at most, while nothing usable comes back.
+        backoff: pause after the first attempt; it doubles, up to 2 s.
+        http: an httpx client of your own (TLS, proxies, headers); you close it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: Duration = DEFAULT_TIMEOUT_S,
+        attempts: int = 5,
+        backoff: Duration = 0.2,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        super().__init__(url, timeout=timeout, attempts=attempts, backoff=backoff)
+        self._http = http or httpx.AsyncClient()
+        self._owns_http = http is None
+
+    async def submit(self, saga: Saga) -> str:
+        return await self._drive(self._rules.submit(saga))
+
+    async def run(self, saga: Saga, timeout: Duration = DEFAULT_WAIT_S) -> str:
+        return await self._drive(self._rules.run(saga, seconds(timeout, name="timeout")))
+
+    async def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
+        return await self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))
+
+    async def query(self, gid: str) -> Transaction:
+        return await self._drive(self._rules.query(gid))
+
+    async def list(
+        self,
+        *,
+        status: Status | None = None,
+        pattern: Pattern | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[Transaction]:
+        chosen = Filter(
+            status=status, pattern=pattern, created_from=created_from, created_to=created_to, page_size=page_size
+        )
+        page = await self._drive(self._rules.list_page(chosen, None))
+        while page is not None:
+            for transaction in page.transactions or ():
+                yield transaction
+            page = await self._drive(self._rules.list_page(chosen, page))
+
+    async def force_stop(self, gid: str) -> None:
+        await self._drive(self._rules.force_stop(gid))
+
+    async def retry_now(self, gid: str) -> None:
+        await self._drive(self._rules.retry_now(gid))
+
+    async def version(self) -> str:
+        return await self._drive(self._rules.version())
+
+    async def ping(self) -> None:
+        await self._drive(self._rules.ping())
+
+    async def close(self) -> None:
+        if self._owns_http:
+            await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _drive(self, flow: Flow[T]) -> T:
+        reply: Reply | None = None
+        while True:
+            try:
+                step = flow.send(reply)
+            except StopIteration as end:
+                return cast(T, end.value)
+            match step:
+                case HttpCall():
+                    reply = await self._send(step)
+                case Pause():
+                    await asyncio.sleep(step.seconds)
+                    reply = None
+
+    async def _send(self, call: HttpCall) -> Reply:
+        try:
+            return _answer(await self._http.request(**_request(call)))
+        except httpx.RequestError as error:
+            return _no_answer(error)
+
+
+class Coordinator(Operations):
+    """A coordinator, for synchronous code; threads may share it. The arguments are `AsyncCoordinator`'s."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: Duration = DEFAULT_TIMEOUT_S,
+        attempts: int = 5,
+        backoff: Duration = 0.2,
+        http: httpx.Client | None = None,
+    ) -> None:
+        super().__init__(url, timeout=timeout, attempts=attempts, backoff=backoff)
+        self._http = http or httpx.Client()
+        self._owns_http = http is None
+
+    def submit(self, saga: Saga) -> str:
+        return self._drive(self._rules.submit(saga))
+
+    def run(self, saga: Saga, timeout: Duration = DEFAULT_WAIT_S) -> str:
+        return self._drive(self._rules.run(saga, seconds(timeout, name="timeout")))
+
+    def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
+        return self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))
+
+    def query(self, gid: str) -> Transaction:
+        return self._drive(self._rules.query(gid))
+
+    def list(
+        self,
+        *,
+        status: Status | None = None,
+        pattern: Pattern | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        page_size: int = 100,
+    ) -> Iterator[Transaction]:
+        chosen = Filter(
+            status=status, pattern=pattern, created_from=created_from, created_to=created_to, page_size=page_size
+        )
+        page = self._drive(self._rules.list_page(chosen, None))
+        while page is not None:
+            yield from page.transactions or ()
+            page = self._drive(self._rules.list_page(chosen, page))
+
+    def force_stop(self, gid: str) -> None:
+        self._drive(self._rules.force_stop(gid))
+
+    def retry_now(self, gid: str) -> None:
+        self._drive(self._rules.retry_now(gid))
+
+    def version(self) -> str:
+        return self._drive(self._rules.version())
+
+    def ping(self) -> None:
+        self._drive(self._rules.ping())
+
+    def close(self) -> None:
+        if self._owns_http:
+            self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drive(self, flow: Flow[T]) -> T:
+        reply: Reply | None = None
+        while True:
+            try:
+                step = flow.send(reply)
+            except StopIteration as end:
+                return cast(T, end.value)
+            match step:
+                case HttpCall():
+                    reply = self._send(step)
+                case Pause():
+                    time.sleep(step.seconds)
+                    reply = None
+
+    def _send(self, call: HttpCall) -> Reply:
+        try:
+            return _answer(self._http.request(**_request(call)))
+        except httpx.RequestError as error:
+            return _no_answer(error)
+
+
+def _request(call: HttpCall) -> dict[str, Any]:
+    """Name a call's parts as both httpx clients take them."""
+    return {
+        "method": call.method,
+        "url": call.url,
+        "params": call.query,
+        "content": call.body,
+        "headers": {"Content-Type": "application/json"} if call.body is not None else None,
+        "timeout": httpx.Timeout(call.timeout_s, connect=min(call.timeout_s, MAX_CONNECT_S)),
+    }
+
+
+def _answer(response: httpx.Response) -> HttpAnswer:
+    return HttpAnswer(
+        status=response.status_code, body=response.content, retry_after=response.headers.get("Retry-After", "")
+    )
+
+
+def _no_answer(error: httpx.RequestError) -> NoAnswer:
+    return NoAnswer(
+        detail=f"{type(error).__name__}: {error}".removesuffix(": "), may_have_arrived=not isinstance(error, _NOT_SENT)
+    )

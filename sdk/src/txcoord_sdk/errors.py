@@ -1,0 +1,68 @@
+"""What can go wrong for an initiator: four different things, each with gid, status and reason."""
+
+from __future__ import annotations
+
+from txcoord.errors import TxcoordError
+from txcoord.model import Status
+
+
+class TxcoordSdkError(TxcoordError):
+    """Base of what the coordinator clients raise."""
+
+    gid: str
+    """The global transaction it is about; empty where it is about none in particular."""
+    status: Status | None
+    """Where the transaction stands; None where that is not known."""
+    reason: str
+
+    def __init__(self, gid: str, status: Status | None, reason: str) -> None:
+        # All three go into `args`, so that the error survives pickling (process pools, task queues).
+        super().__init__(gid, status, reason)
+        self.gid, self.status, self.reason = gid, status, reason
+
+    def __str__(self) -> str:
+        return f"{self.gid}: {self.reason}" if self.gid else self.reason
+
+
+class TransactionFailedError(TxcoordSdkError):
+    """The transaction will not succeed. `aborting`: it is being undone; `failed`: that has ended."""
+
+    def __str__(self) -> str:
+        if self.status is Status.ABORTING:
+            return f"global transaction {self.gid} did not succeed and is being undone: {self.reason}"
+        return f"global transaction {self.gid} failed: {self.reason}"
+
+
+class TransactionRunningError(TxcoordSdkError):
+    """The transaction is accepted and has not ended yet; `wait` or `query` tells how it ends."""
+
+    def __str__(self) -> str:
+        return f"global transaction {self.gid} is still {self.status} ({self.reason}): wait for it or query it later"
+
+
+class CoordinatorUnreachableError(TxcoordSdkError):
+    """No coordinator gave a usable answer.
+
+    Whether a request took effect is not known. Sending it again is safe: a saga keeps its
+    gid, and a gid is run once.
+    """
+
+    def __str__(self) -> str:
+        if not self.gid:
+            return f"the coordinator cannot be reached: {self.reason}"
+        return (
+            f"the coordinator cannot be reached about {self.gid}: {self.reason}; "
+            "the request may have taken effect, and repeating it with this gid is safe"
+        )
+
+
+class RequestRefusedError(TxcoordSdkError):
+    """The coordinator refused the request and changed nothing; the reason says what to change."""
+
+    def __str__(self) -> str:
+        about = f" about {self.gid}" if self.gid else ""
+        return f"the coordinator refused the request{about}: {self.reason}"
+
+
+class TransactionNotFoundError(RequestRefusedError):
+    """The coordinator has no transaction with this gid."""

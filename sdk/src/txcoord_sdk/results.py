@@ -1,0 +1,120 @@
+"""Global transactions as a query shows them, decoded straight from the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from txcoord.model import Op, OpStatus, Outcome, Pattern, Status
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One call of a branch operation."""
+
+    at: datetime
+    outcome: Outcome
+    duration_ms: float = 0
+    code: int = 0
+    """HTTP status; 0 when no answer came."""
+    detail: str = ""
+
+
+class Branch(Struct, frozen=True, kw_only=True):
+    """One callable operation of one branch."""
+
+    branch_id: str
+    op: str
+    """A word of `Op`, except that a workflow may use others."""
+    status: OpStatus = OpStatus.PREPARED
+    url: str = ""
+    payload: bytes = field(default=b"", name="bin_data")
+    finished_at: datetime | None = field(default=None, name="finish_time")
+    attempts: tuple[Attempt, ...] = ()
+    """The latest calls, oldest first; empty too if the coordinator (DTM) does not tell."""
+
+
+class Transaction(Struct, frozen=True, kw_only=True):
+    """A global transaction as it stood when it was asked for."""
+
+    gid: str
+    pattern: Pattern = field(name="trans_type")
+    status: Status
+    reason: str = field(default="", name="rollback_reason")
+    """Why it turned round; empty if it did not."""
+    result: str = ""
+    created_at: datetime | None = field(default=None, name="create_time")
+    updated_at: datetime | None = field(default=None, name="update_time")
+    succeeded_at: datetime | None = field(default=None, name="finish_time")
+    failed_at: datetime | None = field(default=None, name="rollback_time")
+    due_at: datetime | None = field(default=None, name="next_cron_time")
+    """When the coordinator looks at it again, if it is waiting."""
+    branches: tuple[Branch, ...] = ()
+    """Of a saga: compensate and action of step 1, then of step 2, … Empty in a list."""
+
+    def branch(self, branch_id: str, op: str = Op.ACTION) -> Branch:
+        """Find one operation.
+
+        Raises:
+            KeyError: this transaction has none such.
+        """
+        for branch in self.branches:
+            if branch.branch_id == branch_id and branch.op == op:
+                return branch
+        raise KeyError(f"{self.gid} has no {op} of branch {branch_id}")
+
+    @property
+    def waiting_for(self) -> str:
+        """Name the operation whose latest call did not succeed, and what came of it; empty if none is known."""
+        for branch in self.branches:
+            if branch.status is OpStatus.PREPARED and branch.attempts:
+                last = branch.attempts[-1]
+                if last.outcome is not Outcome.SUCCESS:
+                    code = f" {last.code}" if last.code else ""
+                    detail = f": {last.detail}" if last.detail else ""
+                    return f"{branch.op} of branch {branch.branch_id} answered {last.outcome}{code}{detail}"
+        return ""
+
+
+class QueryAnswer(Struct, frozen=True):
+    """The body of `/query`: null for a gid that nobody has submitted."""
+
+    transaction: Transaction | None = None
+    branches: tuple[Branch, ...] | None = None
+
+    def joined(self) -> Transaction | None:
+        if self.transaction is None:
+            return None
+        return replace(self.transaction, branches=self.branches or ())
+
+
+class ListAnswer(Struct, frozen=True):
+    """The body of `/all`: one page."""
+
+    transactions: tuple[Transaction, ...] | None = None
+    next_position: str = ""
+
+
+class VersionAnswer(Struct, frozen=True):
+    """The body of `/version`."""
+
+    version: str
+
+
+class PingAnswer(Struct, frozen=True):
+    """The body of `/api/ping`."""
+
+    msg: str
+
+
+class ResultAnswer(Struct, frozen=True):
+    """The body of an answer that has nothing to tell but its result."""
+
+    dtm_result: str
+
+
+class Message(Struct, frozen=True):
+    """The body of an answer that is not a success."""
+
+    message: str
