@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -111,16 +112,23 @@ def check_url(url: str, *, where: str, limits: Limits) -> str:
         raise InvalidRequestError(
             f"{where} has {len(url)} characters: at most {limits.max_url_length} (max_url_length) are allowed"
         )
+    fault = _fault_of_url(url)
+    if fault:
+        raise InvalidRequestError(f"{where} {url!r} {fault}")
+    return url
+
+
+@lru_cache(maxsize=4096)
+def _fault_of_url(url: str) -> str:
+    """Say what is wrong with a URL. Kept, because the same few come with every transaction."""
     if not url.isprintable() or " " in url:
-        raise InvalidRequestError(f"{where} {url!r} has spaces or control characters: percent-encode them")
+        return "has spaces or control characters: percent-encode them"
     try:
         parts = urlsplit(url)
-        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        raise InvalidRequestError(f"{where} {url!r} is no URL: {error}") from error
-    if not complete:
-        raise InvalidRequestError(f"{where} {url!r} is no complete http:// or https:// URL")
-    return url
+        return f"is no URL: {error}"
+    return "" if is_complete else "is no complete http:// or https:// URL"
 
 
 def check_payloads(request: TransRequest, limits: Limits) -> Sequence[bytes]:

@@ -50,7 +50,8 @@ class Engine:
         self._settings = settings
         self._node_name = node_name
         self._clock = clock or SystemClock()
-        self._random = random or SystemRandom()
+        # Seeded by the system once: tokens and jitter need to differ, not to be secret.
+        self._random = random or Random(SystemRandom().getrandbits(256))
         self._journal = Journal(self._apply, settings=settings, clock=self._clock, on_lease_lost=self._lose_lease)
         self._advancer = Advancer(
             journal=self._journal,
