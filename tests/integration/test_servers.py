@@ -51,7 +51,7 @@ def test_children_of_children_and_folders_go_when_the_parent_is_killed() -> None
 
 
 def test_a_process_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
-    stubborn = spawn(["sh", "-c", "trap '' TERM; sleep 600 & touch ready; while :; do wait; done"], cwd=tmp_path)
+    stubborn = spawn(["sh", "-c", "trap '' TERM; sleep 600 & : > ready; while :; do wait; done"], cwd=tmp_path)
     while not (tmp_path / "ready").exists():
         os.sched_yield()
     [child] = descendants(stubborn.pid)
