@@ -1,0 +1,345 @@
+"""The DTM HTTP API, and the process's own pages, as one plain ASGI application.
+
+These paths are hot: a request costs one dictionary look-up to route, and no framework.
+An adapter holds no rule: it parses, calls the service, and maps what comes back by the
+tables in `txcoord.api.answers`. Nothing that a client sends may end in a 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from secrets import token_hex
+from time import perf_counter
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from txcoord import __version__, metrics
+from txcoord.api import answers
+from txcoord.api.answers import Answer
+from txcoord.api.views import branch_views, transaction_view
+from txcoord.api.wire import INT64_MAX, clean_gid, decode_trans
+from txcoord.errors import InvalidRequestError, RequestTooLargeError, StatusConflictError
+from txcoord.logs import get_logger
+from txcoord.model import MICROSECONDS, Pattern, Status
+from txcoord.protocol import API_BASE, RESULT_KEY, ResultWord
+from txcoord.service import Service
+from txcoord.store.base import ListQuery
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Query = Mapping[str, str]
+
+log = get_logger()
+
+LIST_LIMIT: Final = 100
+LIST_LIMIT_MAX: Final = 1000
+RESET_LIMIT: Final = 100
+RESET_LIMIT_MAX: Final = 10_000
+BODY_TIMEOUT_S: Final = 30.0
+_QUERY_FIELDS_MAX: Final = 100
+_YEAR_10000_MS: Final = 253_402_300_800_000
+_CENTURY_S: Final = 100 * 366 * 24 * 3600
+
+# Paths of DTM that belong to patterns this version has not got.
+_NOT_OFFERED: Final = (
+    ("POST", "registerBranch"),
+    ("POST", "registerTccBranch"),
+    ("POST", "registerXaBranch"),
+    ("POST", "prepareWorkflow"),
+    ("GET", "subscribe"),
+    ("GET", "unsubscribe"),
+    ("GET", "queryKV"),
+    ("GET", "scanKV"),
+)
+
+
+class _ClientGoneError(Exception):
+    """The connection ended before the request did: there is nobody to answer."""
+
+
+class _Route:
+    """One method and path: who handles it, and the metrics of it."""
+
+    __slots__ = ("metrics", "on_body", "on_query")
+
+    def __init__(
+        self,
+        api: str,
+        *,
+        on_body: Callable[[bytes], Awaitable[Answer]] | None = None,
+        on_query: Callable[[Query], Awaitable[Answer]] | None = None,
+    ) -> None:
+        self.metrics = metrics.ApiMetrics(api)
+        self.on_body = on_body
+        self.on_query = on_query
+
+
+class HttpApi:
+    """ASGI application: requests in, calls of the service, answers out."""
+
+    def __init__(self, service: Service, *, max_body_bytes: int, mounted: Mapping[str, AsgiApp] | None = None) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+        self._mounted = dict(mounted or {})
+        posts: Mapping[str, Callable[[bytes], Awaitable[Answer]]] = {
+            "prepare": self._prepare,
+            "submit": self._submit,
+            "abort": self._abort,
+            "forceStop": self._force_stop,
+            "resetNextCronTime": self._reset_next_cron_time,
+        }
+        gets: Mapping[str, Callable[[Query], Awaitable[Answer]]] = {
+            f"{API_BASE}/version": self._version,
+            f"{API_BASE}/newGid": self._new_gid,
+            f"{API_BASE}/query": self._query,
+            f"{API_BASE}/all": self._all,
+            f"{API_BASE}/resetCronTime": self._reset_cron_time,
+            "/api/metrics": self._metrics,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
+        # The label is DTM's: the last segment of the path, in lower case.
+        self._routes = {("POST", f"{API_BASE}/{name}"): _Route(name.lower(), on_body=on) for name, on in posts.items()}
+        for path, on_query in gets.items():
+            self._routes["GET", path] = _Route(path.rpartition("/")[2].lower(), on_query=on_query)
+        for method, name in _NOT_OFFERED:
+            self._routes[method, f"{API_BASE}/{name}"] = _Route(name.lower(), on_query=_not_offered(name))
+        self._ping_route = _Route("ping", on_query=self._ping)
+        self._other_route = _Route("other", on_query=self._not_found)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError(f"only HTTP is served here, not {scope['type']}")
+        started = perf_counter()
+        route = self._routes.get((scope["method"], scope["path"]))
+        if route is None:
+            for prefix, app in self._mounted.items():
+                if scope["path"].startswith(prefix):
+                    return await app(scope, receive, send)
+            route = self._find(scope["method"], scope["path"])
+        try:
+            answer = await self._answer(route, scope, receive)
+        except _ClientGoneError:
+            return None
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [
+                    (b"content-type", answer.content_type),
+                    (b"content-length", b"%d" % len(answer.body)),
+                    *answer.headers,
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer.body})
+        route.metrics.answered(answer.status, perf_counter() - started)
+        return None
+
+    def _find(self, method: str, path: str) -> _Route:
+        # Clients that are told a base URL that ends with a slash add a second one.
+        path = re.sub("/{2,}", "/", path).rstrip("/")
+        if path == "/api/ping":
+            return self._ping_route
+        return self._routes.get((method, path), self._other_route)
+
+    async def _answer(self, route: _Route, scope: Scope, receive: Receive) -> Answer:
+        try:
+            if route.on_body is not None:
+                return await route.on_body(await self._read_body(receive))
+            assert route.on_query is not None
+            return await route.on_query(_parse_query(scope["query_string"]))
+        except _ClientGoneError:
+            raise
+        except Exception as error:
+            answer = answers.of_error(error)
+            if answer is not None:
+                return answer
+            # The last resort: the client gets a number, the log the story, and the server lives.
+            incident = token_hex(4)
+            log.error("unexpected error", incident=incident, path=scope["path"][:200], exc_info=error)
+            return answers.of_incident(incident)
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        body, more = await self._read_piece(receive)
+        if not more:
+            return body
+        pieces, size = [body], len(body)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while more:
+                    body, more = await self._read_piece(receive)
+                    size += len(body)
+                    self._check_size(size)
+                    pieces.append(body)
+        except TimeoutError:
+            raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
+        return b"".join(pieces)
+
+    async def _read_piece(self, receive: Receive) -> tuple[bytes, bool]:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _ClientGoneError
+        body = message.get("body", b"")
+        self._check_size(len(body))
+        return body, message.get("more_body", False)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            raise RequestTooLargeError(
+                f"the body is larger than {self._max_body_bytes} bytes, the most that max_body_bytes allows"
+            )
+
+    # -- transactions ----------------------------------------------------------------
+
+    async def _prepare(self, body: bytes) -> Answer:
+        await self._service.prepare(decode_trans(body))
+        return answers.SUCCESS
+
+    async def _submit(self, body: bytes) -> Answer:
+        request = decode_trans(body)
+        return answers.submitted(request.gid, await self._service.submit(request))
+
+    async def _abort(self, body: bytes) -> Answer:
+        request = decode_trans(body)
+        try:
+            return answers.aborted(request.gid, await self._service.abort(request))
+        except StatusConflictError as error:
+            # DTM's sentence names the stored pattern, which is not always the one asked for.
+            stored = await self._service.query(error.gid)
+            return answers.abort_conflict(error, request.trans_type if stored is None else stored.tx.pattern.value)
+
+    async def _force_stop(self, body: bytes) -> Answer:
+        await self._service.force_stop(_gid_of(decode_trans(body).gid))
+        return answers.SUCCESS
+
+    async def _reset_next_cron_time(self, body: bytes) -> Answer:
+        await self._service.reset_next_cron_time(_gid_of(decode_trans(body).gid))
+        return answers.SUCCESS
+
+    async def _reset_cron_time(self, query: Query) -> Answer:
+        timeout_s = _optional_number(query, "timeout", highest=_CENTURY_S)
+        limit = min(_whole_number(query, "limit", default=RESET_LIMIT, lowest=1), RESET_LIMIT_MAX)
+        count = await self._service.reset_cron_time(timeout_s=timeout_s, limit=limit)
+        return answers.ok({"has_remaining": count == limit, "succeed_count": count})
+
+    async def _query(self, query: Query) -> Answer:
+        stored = await self._service.query(_gid_of(clean_gid(query.get("gid", ""))))
+        if stored is None:
+            return answers.ok({"branches": [], "transaction": None})
+        return answers.ok({"branches": branch_views(stored.tx), "transaction": transaction_view(stored)})
+
+    async def _all(self, query: Query) -> Answer:
+        gid = clean_gid(query.get("gid", ""))
+        if gid:
+            stored = await self._service.query(gid)
+            return answers.ok(
+                {"next_position": "", "transactions": None if stored is None else [transaction_view(stored)]}
+            )
+        wanted = _list_query(query)
+        found = [] if wanted is None else await self._service.list_transactions(wanted)
+        # Only a full page can have more behind it.
+        is_full = wanted is not None and len(found) == wanted.limit
+        return answers.ok(
+            {
+                "next_position": str(found[-1].id) if is_full else "",
+                "transactions": [transaction_view(stored) for stored in found],
+            }
+        )
+
+    # -- the process -----------------------------------------------------------------
+
+    async def _version(self, _query: Query) -> Answer:
+        return answers.ok({"version": __version__})
+
+    async def _new_gid(self, _query: Query) -> Answer:
+        # Strings only: the Go client decodes this into a map of strings.
+        return answers.ok({RESULT_KEY: ResultWord.SUCCESS, "gid": self._service.new_gid()})
+
+    async def _ping(self, _query: Query) -> Answer:
+        return answers.ok({"msg": "pong"})
+
+    async def _metrics(self, _query: Query) -> Answer:
+        return Answer(200, metrics.exposition(), metrics.CONTENT_TYPE)
+
+    async def _healthz(self, _query: Query) -> Answer:
+        return answers.ok({"status": "ok"})
+
+    async def _readyz(self, _query: Query) -> Answer:
+        await self._service.check_ready()
+        return answers.ok({"status": "ready"})
+
+    async def _not_found(self, _query: Query) -> Answer:
+        return answers.NOT_FOUND
+
+
+def _not_offered(name: str) -> Callable[[Query], Awaitable[Answer]]:
+    async def refuse(_query: Query) -> Answer:
+        raise InvalidRequestError(
+            f"{name} is not offered by txcoord {__version__}: it runs sagas only (submit them whole)"
+        )
+
+    return refuse
+
+
+# -- what stands in a query string ----------------------------------------------------
+
+
+def _parse_query(query_string: bytes) -> Query:
+    if not query_string:
+        return {}
+    try:
+        fields = parse_qs(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=_QUERY_FIELDS_MAX)
+    except ValueError as error:
+        raise InvalidRequestError(f"the query string cannot be read: {error}") from error
+    return {name: values[0] for name, values in fields.items()}
+
+
+def _gid_of(gid: str) -> str:
+    if not gid:
+        raise InvalidRequestError("no gid specified: name the global transaction")
+    return gid
+
+
+_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,19}")
+
+
+def _optional_number(query: Query, name: str, *, lowest: int = 0, highest: int = INT64_MAX) -> int | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    if _WHOLE_NUMBER.fullmatch(text) and lowest <= int(text) <= highest:
+        return int(text)
+    raise InvalidRequestError(f"{name} must be a whole number from {lowest} to {highest}, not {text[:40]!r}")
+
+
+def _whole_number(query: Query, name: str, *, default: int, lowest: int = 0, highest: int = INT64_MAX) -> int:
+    number = _optional_number(query, name, lowest=lowest, highest=highest)
+    return default if number is None else number
+
+
+def _list_query(query: Query) -> ListQuery | None:
+    """Return what to list; None: a status or pattern that nothing can have."""
+    limit = _whole_number(query, "limit", default=LIST_LIMIT, lowest=1)
+    position = _optional_number(query, "position")
+    from_ms = _optional_number(query, "createTimeStart", highest=_YEAR_10000_MS)
+    to_ms = _optional_number(query, "createTimeEnd", highest=_YEAR_10000_MS)
+    status, pattern = query.get("status", ""), query.get("transType", "")
+    try:
+        return ListQuery(
+            limit=min(limit, LIST_LIMIT_MAX),
+            before_id=position,
+            status=Status(status) if status else None,
+            pattern=Pattern(pattern) if pattern else None,
+            created_from_us=None if from_ms is None else from_ms * (MICROSECONDS // 1000),
+            # A bound in milliseconds takes in the whole of its last one.
+            created_to_us=None if to_ms is None else (to_ms + 1) * (MICROSECONDS // 1000) - 1,
+        )
+    except ValueError:
+        return None
