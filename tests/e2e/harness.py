@@ -1,0 +1,238 @@
+"""Real processes for end-to-end tests: coordinators, the bank, and a load of transfers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import httpx
+
+from tests.processes import end, free_port, freeze, kill, spawn, thaw
+from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Saga, Status, TransactionFailedError
+from txcoord_sdk.results import Transaction
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 30.0
+
+QUICK = {
+    "TXCOORD_LEASE_S": "1",
+    "TXCOORD_ERROR_BACKOFF_S": "0.1",
+    "TXCOORD_BACKOFF_CAP_S": "1",
+    "TXCOORD_LOG_FORMAT": "json",
+}
+"""Settings that make crashes and repeats quick enough for a test."""
+
+
+class Process:
+    """A child process that answers over HTTP."""
+
+    def __init__(
+        self, command: Sequence[str | Path], *, port: int, log: Path, probe: str, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._command = [sys.executable, "-m", *command]
+        self._env = {**_clean_environment(), **(env or {})}
+        self._probe = probe
+        self.port = port
+        self.log = log
+        self.url = f"http://127.0.0.1:{port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        self.process = spawn(self._command, log=self.log, cwd=ROOT, env=self._env)
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self._command} does not answer; its log:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self.process is not None
+        kill(self.process)
+
+    def terminate(self) -> int:
+        """Ask it to end; return its exit code."""
+        assert self.process is not None
+        return end(self.process)
+
+    def pause(self) -> None:
+        assert self.process is not None
+        freeze(self.process.pid)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        thaw(self.process.pid)
+
+    def close(self) -> None:
+        if self.process is not None:
+            end(self.process)
+
+    def _answers(self) -> bool:
+        try:
+            # Any answer will do: the participants have no page of their own.
+            return httpx.get(self.url + self._probe, timeout=2).status_code < 500
+        except httpx.TransportError:
+            return False
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TXCOORD_")}
+
+
+def coordinator(
+    store: str, folder: Path, *, port: int | None = None, name: str = "coordinator", **settings: str
+) -> Process:
+    """A coordinator on this store; on a server its schema has to be there."""
+    port = port or free_port()
+    return Process(
+        ["txcoord.cli", "serve", "--port", str(port), "--store", store],
+        port=port,
+        log=folder / f"{name}.log",
+        probe="/readyz",
+        env={**QUICK, **settings},
+    )
+
+
+def upgrade(store: str) -> None:
+    """Make the schema of a store on a server."""
+    done = subprocess.run(
+        [sys.executable, "-m", "txcoord.cli", "db", "upgrade", "--store", store],
+        cwd=ROOT,
+        env=_clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Bank:
+    """Two accounts services, `out` and `in`."""
+
+    AMOUNT = 30
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {name: folder / f"{name}.sqlite" for name in ("out", "in")}
+        self.services = {
+            name: Process(
+                ["tests.e2e.bank", name, file, "--port", str(port := free_port())],
+                port=port,
+                log=folder / f"bank-{name}.log",
+                probe="/",
+            )
+            for name, file in self._files.items()
+        }
+
+    def start(self) -> None:
+        for service in self.services.values():
+            service.start()
+
+    def close(self) -> None:
+        for service in self.services.values():
+            service.close()
+
+    def transfer(self, gid: str, *, concurrent: bool = False) -> Saga:
+        """A transfer from one account to the other."""
+        saga = Saga(gid, concurrent=concurrent)
+        for service in self.services.values():
+            url = f"{service.url}/branch"
+            saga.step(url, url, {"amount": self.AMOUNT})
+        return saga
+
+    def effects(self) -> dict[str, Counter[tuple[str, str]]]:
+        """gid → how often each (account, op) took effect."""
+        found: dict[str, Counter[tuple[str, str]]] = {}
+        for account, file in self._files.items():
+            with closing(sqlite3.connect(file)) as connection:
+                for gid, op in connection.execute("select gid, op from effects"):
+                    found.setdefault(gid, Counter())[account, op] += 1
+        return found
+
+    def check(self, ended: Mapping[str, Status]) -> None:
+        """Compare the books with how the transactions ended; any difference is money lost or made."""
+        books = self.effects()
+        wrong: list[str] = []
+        for gid, status in ended.items():
+            book = books.pop(gid, Counter())
+            if any(times > 1 for times in book.values()):
+                wrong.append(f"{gid} {status}: an effect happened twice: {dict(book)}")
+            for account in self._files:
+                kept = book[account, "action"] - book[account, "compensate"]
+                if kept != (1 if status is Status.SUCCEEDED else 0):
+                    wrong.append(f"{gid} {status}: the books of {account} say {dict(book)}")
+        wrong += [f"{gid} has effects, but nobody accepted it: {dict(book)}" for gid, book in books.items()]
+        assert not wrong, "\n".join(wrong[:20])
+
+
+class Load:
+    """Clients that submit transfers until told to stop; each submit is repeated until it is accepted."""
+
+    def __init__(self, bank: Bank, urls: Sequence[str], *, seed: int, clients: int = 8) -> None:
+        self._bank = bank
+        self._urls = urls
+        self._random = Random(seed)
+        self._clients = clients
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.accepted: list[str] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run(number)) for number in range(self._clients)]
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _run(self, number: int) -> None:
+        url = self._urls[number % len(self._urls)]
+        async with AsyncCoordinator(url, timeout=10, backoff=0.02) as coordinator:
+            for turn in self._turns():
+                gid = f"t{number}-{turn}"
+                saga = self._bank.transfer(gid, concurrent=chance_of(self._random, 30))
+                while True:
+                    try:
+                        await coordinator.submit(saga)
+                    except CoordinatorUnreachableError:
+                        continue  # whether it was accepted is not known: the same submit again is safe
+                    except TransactionFailedError:
+                        pass  # an earlier submit of ours was accepted, and has turned round since
+                    break
+                self.accepted.append(gid)
+
+    def _turns(self) -> Iterator[int]:
+        turn = 0
+        while not self._stop.is_set():
+            yield turn
+            turn += 1
+
+
+def chance_of(random: Random, percent: int) -> bool:
+    return random.randrange(100) < percent
+
+
+async def all_ended(url: str, gids: Sequence[str], *, within_s: float = 60.0) -> dict[str, Status]:
+    """Wait until all of these are final; return how they ended."""
+    ended: dict[str, Status] = {}
+    async with AsyncCoordinator(url, timeout=10) as coordinator:
+        try:
+            async with asyncio.timeout(within_s):
+                for gid in gids:
+                    ended[gid] = (await _final(coordinator, gid)).status
+        except TimeoutError:
+            stuck = [await coordinator.query(gid) for gid in gids if gid not in ended][:3]
+            raise AssertionError(f"{len(gids) - len(ended)} of {len(gids)} have not ended: {stuck}") from None
+    return ended
+
+
+async def _final(coordinator: AsyncCoordinator, gid: str) -> Transaction:
+    return await coordinator.wait(gid, timeout=3600)

@@ -1,0 +1,195 @@
+"""Coordinators that die, sleep, or lose their database under load: nothing accepted is lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tests.e2e.harness import Bank, Load, Process, all_ended, coordinator, upgrade
+from tests.servers import Server
+from txcoord_sdk import Status
+
+pytestmark = pytest.mark.slow
+
+KILLS = 50
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Iterator[Bank]:
+    made = Bank(tmp_path)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(params=["sqlite", "mysql", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    if request.param != "sqlite":
+        upgrade(url)
+    return url
+
+
+@pytest.fixture(params=["mariadb", "postgres"])
+def server_store(request: pytest.FixtureRequest) -> tuple[Server, str]:
+    """A store on a server of its own kind, and that server."""
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    url: str = request.getfixturevalue({"mariadb": "mysql_url", "postgres": "postgres_url"}[request.param])
+    upgrade(url)
+    return server, url
+
+
+async def test_kill_at_random_moments(bank: Bank, store_url: str, tmp_path: Path) -> None:
+    random = Random(20261120)
+    process = coordinator(store_url, tmp_path)
+    load = Load(bank, [process.url], seed=1)
+    try:
+        process.start()
+        load.start()
+        for _ in range(KILLS):
+            await asyncio.sleep(random.uniform(0.02, 0.4))
+            process.kill()
+            await asyncio.to_thread(process.start)
+        await load.stop()
+        ended = await all_ended(process.url, load.accepted)
+    finally:
+        process.close()
+
+    bank.check(ended)
+    assert len(ended) > 5 * KILLS
+    assert set(ended.values()) == {Status.SUCCEEDED, Status.FAILED}
+
+
+async def test_a_coordinator_paused_past_its_lease_changes_nothing(
+    bank: Bank, server_store: tuple[Server, str], tmp_path: Path
+) -> None:
+    _, url = server_store
+    late, other = (coordinator(url, tmp_path, name=name) for name in ("late", "other"))
+    load = Load(bank, [late.url], seed=2, clients=16)
+    try:
+        late.start()
+        other.start()
+        load.start()
+        await _until(lambda: len(load.accepted) > 100)
+        late.pause()
+        # All that the late one had accepted is driven to its end by the other one.
+        ended = await all_ended(other.url, list(load.accepted))
+        before = _rows(url)
+        late.resume()
+        await _until(lambda: _logged(late, "node lease lost"))
+        after = _rows(url)
+        assert {gid: after[gid] for gid in before} == before
+        # It has joined again, as a new node, and works on.
+        accepted = len(load.accepted)
+        await _until(lambda: len(load.accepted) > accepted + 20)
+        await load.stop()
+        ended |= await all_ended(other.url, load.accepted)
+    finally:
+        late.resume()
+        late.close()
+        other.close()
+
+    bank.check(ended)
+
+
+async def test_the_database_away_for_ten_seconds(bank: Bank, server_store: tuple[Server, str], tmp_path: Path) -> None:
+    server, url = server_store
+    process = coordinator(url, tmp_path, TXCOORD_LEASE_S="5")
+    load = Load(bank, [process.url], seed=3)
+    try:
+        process.start()
+        load.start()
+        await _until(lambda: len(load.accepted) > 50)
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(10)
+        await asyncio.to_thread(server.start)
+        accepted = len(load.accepted)
+        await _until(lambda: len(load.accepted) > accepted + 50)
+        await load.stop()
+        ended = await all_ended(process.url, load.accepted)
+    finally:
+        server.start()
+        process.close()
+
+    bank.check(ended)
+
+
+async def test_two_coordinators_share_one_database_and_the_work_of_a_dead_one(
+    bank: Bank, server_store: tuple[Server, str], tmp_path: Path
+) -> None:
+    _, url = server_store
+    dying, other = (coordinator(url, tmp_path, name=name) for name in ("dying", "other"))
+    load = Load(bank, [dying.url, other.url], seed=4)
+    try:
+        dying.start()
+        other.start()
+        load.start()
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            dying.kill()
+            await asyncio.sleep(1.5)
+            await asyncio.to_thread(dying.start)
+        await load.stop()
+        ended = await all_ended(other.url, load.accepted)
+    finally:
+        dying.close()
+        other.close()
+
+    bank.check(ended)
+
+
+async def test_sigterm_drains_and_loses_nothing(bank: Bank, store_url: str, tmp_path: Path) -> None:
+    process = coordinator(store_url, tmp_path)
+    load = Load(bank, [process.url], seed=5)
+    try:
+        process.start()
+        load.start()
+        for _ in range(5):
+            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(process.terminate) == 0
+            await asyncio.to_thread(process.start)
+        await load.stop()
+        ended = await all_ended(process.url, load.accepted)
+    finally:
+        process.close()
+
+    bank.check(ended)
+    assert not _logged(process, "node lease lost")
+
+
+def _rows(url: str) -> dict[str, tuple[Any, ...]]:
+    """Every final transaction as the database has it."""
+    driver = {"mysql": "mysql+pymysql", "postgresql": "postgresql+psycopg"}
+    scheme, rest = url.split("://", 1)
+    engine = sa.create_engine(f"{driver[scheme]}://{rest}")
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(sa.text("select * from global_transaction where owner is null")).mappings()
+            return {row["gid"]: tuple(row.values()) for row in rows}
+    finally:
+        engine.dispose()
+
+
+def _logged(process: Process, event: str) -> bool:
+    for line in process.log.read_text().splitlines():
+        try:
+            if json.loads(line).get("event") == event:
+                return True
+        except (ValueError, AttributeError):
+            continue
+    return False
+
+
+async def _until(reached: Any, within_s: float = 60.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not reached():
+            await asyncio.sleep(0.05)
