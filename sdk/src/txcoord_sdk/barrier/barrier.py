@@ -1,0 +1,286 @@
+"""The barrier of one branch operation. Its rule is `txcoord.barrier.rule`; this carries it out on a connection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable, iscoroutine
+from itertools import count
+from types import TracebackType
+from typing import TypeVar
+
+from txcoord.barrier import rule
+from txcoord.barrier.rule import BarrierCall, Found, Passage, Row
+from txcoord.barrier.tables import find_values, insert_values, statements, table_name
+from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
+from txcoord_sdk.barrier.drivers.registry import driver_of
+from txcoord_sdk.barrier.errors import BarrierError, DuplicatedError, NoTransactionError
+
+logger = logging.getLogger("txcoord_sdk.barrier")
+
+C = TypeVar("C")
+
+
+class BranchBarrier:
+    """Lets one branch operation take effect at most once, and in the right order, in one database.
+
+    Make one per request. Several calls within a request get the numbers 01, 02, …: action and
+    compensation are to make them in the same order. Where some calls depend on a condition,
+    or one is repeated after a deadlock, name each with `barrier_id`.
+    """
+
+    def __init__(self, trans_type: str, gid: str, branch_id: str, op: str, *, table: str | None = None) -> None:
+        """
+        Args:
+            table: the barrier table, as `name` or `schema.name`. By default DTM's
+                `dtm_barrier.barrier`, in SQLite `barrier`.
+
+        Raises:
+            InvalidRequestError: a value is missing or longer than the table can hold.
+        """
+        self.trans_type = rule.check("trans_type", trans_type)
+        self.gid = rule.check("gid", gid)
+        self.branch_id = rule.check("branch_id", branch_id)
+        self.op = rule.check("op", op)
+        self._table = table
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        return f"BranchBarrier({self.trans_type!r}, {self.gid!r}, {self.branch_id!r}, {self.op!r})"
+
+    async def call(
+        self,
+        connection: C,
+        work: Callable[[C], Awaitable[object]],
+        *,
+        commit: bool = False,
+        barrier_id: str | None = None,
+    ) -> Passage:
+        """Run `work` at most once, inside the caller's local transaction.
+
+        The barrier's rows and those that `work` writes commit together or not at
+        all: pass the connection or session that `work` uses, and commit it yourself,
+        whatever the answer, before you answer the coordinator. Or ask for `commit`:
+        the connection's transaction is then committed here, or rolled back if
+        anything raises.
+
+        `work` is left out, and the call still succeeds, when the operation has run
+        before (duplicate), when it compensates something that never ran (empty
+        compensation), or when its compensation came first (suspension).
+
+        If `work` raises, its writes and the barrier's rows are taken back, and the
+        exception goes on to you: even if you catch it and commit, it is as though
+        the call had not been. `work` must not commit or roll back by itself.
+
+        Returns:
+            Which of these it was. The answer to the coordinator is success in each.
+
+        Raises:
+            NoTransactionError: the connection commits each statement by itself, and
+                `commit` was not asked for.
+            DuplicatedError: the local transaction of a message must not commit.
+        """
+        async with self.guard(connection, commit=commit, barrier_id=barrier_id) as passage:
+            if passage.runs:
+                done = work(connection)
+                if not isawaitable(done):
+                    raise TypeError(f"the work of {self!r} is not a coroutine function: await it, or use call_sync")
+                await done
+        return passage
+
+    def call_sync(
+        self, connection: C, work: Callable[[C], object], *, commit: bool = False, barrier_id: str | None = None
+    ) -> Passage:
+        """Do what `call` does, on a blocking connection."""
+        with self.guard_sync(connection, commit=commit, barrier_id=barrier_id) as passage:
+            if passage.runs:
+                done = work(connection)
+                if iscoroutine(done):
+                    # Nothing of it has run, and its row must not say that it has.
+                    done.close()
+                    raise TypeError(f"the work of {self!r} is a coroutine function: use call on an async connection")
+        return passage
+
+    def guard(self, connection: object, *, commit: bool = False, barrier_id: str | None = None) -> Guard:
+        """Do what `call` does, for work that is a block rather than a function.
+
+            async with barrier.guard(connection) as passage:
+                if passage.runs:
+                    await connection.execute(…)
+
+        The block is the work: nothing in it is run for you, so ask `passage.runs`.
+        """
+        return Guard(self._scope(connection, is_async=True, commit=commit, barrier_id=barrier_id))
+
+    def guard_sync(self, connection: object, *, commit: bool = False, barrier_id: str | None = None) -> SyncGuard:
+        """Do what `guard` does, on a blocking connection, with a plain `with`."""
+        return SyncGuard(self._scope(connection, is_async=False, commit=commit, barrier_id=barrier_id))
+
+    async def query_prepared(self, connection: object) -> bool:
+        """Say whether the local transaction of a message has committed, and if not, keep it from ever doing so.
+
+        Waits for that transaction if it is under way. For the endpoint that the
+        coordinator asks: True is to be answered with success, False with failure.
+        Commits what it writes; give it a connection with nothing else under way.
+        """
+        return await self._query_prepared(driver_of(connection, is_async=True))
+
+    def query_prepared_sync(self, connection: object) -> bool:
+        """Do what `query_prepared` does, on a blocking connection."""
+        return run_now(self._query_prepared(driver_of(connection, is_async=False)))
+
+    def _scope(self, connection: object, *, is_async: bool, commit: bool, barrier_id: str | None) -> _Scope:
+        number = barrier_id if barrier_id is not None else rule.barrier_id_of(next(self._numbers))
+        call = self._call(rule.check("barrier_id", number))
+        return _Scope(driver_of(connection, is_async=is_async), call, table=self._table, commit=commit)
+
+    def _call(self, barrier_id: str, *, branch_id: str | None = None) -> BarrierCall:
+        return BarrierCall(
+            trans_type=self.trans_type,
+            gid=self.gid,
+            branch_id=branch_id or self.branch_id,
+            op=self.op,
+            barrier_id=barrier_id,
+        )
+
+    async def _query_prepared(self, driver: Driver) -> bool:
+        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=rule.CHECK_BACK_BRANCH_ID)
+        return await _Scope(driver, call, table=self._table, commit=True).check_back()
+
+
+class Guard:
+    """The barrier around a block; see `BranchBarrier.guard`."""
+
+    def __init__(self, scope: _Scope) -> None:
+        self._scope = scope
+
+    async def __aenter__(self) -> Passage:
+        return await self._scope.enter()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._scope.leave(error)
+
+
+class SyncGuard:
+    """The barrier around a block; see `BranchBarrier.guard_sync`."""
+
+    def __init__(self, scope: _Scope) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> Passage:
+        return run_now(self._scope.enter())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run_now(self._scope.leave(error))
+
+
+class _Scope:
+    """One call on one connection, from its first statement to its last.
+
+    Rows and work are one piece: up to the end of the transaction if that is ours, else after a
+    savepoint in the caller's. Without the savepoint, a caller who catches what `work` raised
+    and commits would leave rows that say it ran, and the compensation would take back what
+    was never done.
+    """
+
+    def __init__(self, driver: Driver, call: BarrierCall, *, table: str | None, commit: bool) -> None:
+        self._driver = driver
+        self._call = call
+        self._table = table
+        self._commit = commit
+
+    async def enter(self) -> Passage:
+        await self._open()
+        try:
+            passage = await self._pass()
+        except BaseException as error:
+            await self.leave(error)
+            raise
+        self._log(passage)
+        return passage
+
+    async def leave(self, error: BaseException | None) -> None:
+        """End what `enter` began: keep it, or take it back because of an error."""
+        try:
+            if error is None:
+                await (self._driver.commit() if self._commit else self._driver.release())
+            else:
+                await (self._driver.rollback() if self._commit else self._driver.undo())
+        except Exception as failure:
+            if error is None:
+                failure.add_note(f"{self._words()}: its end failed. The work must not commit or roll back by itself.")
+                raise
+            # What went wrong first matters more: the connection may be gone, or a deadlock
+            # has rolled everything back already.
+            error.add_note(f"{self._words()}: taking it back failed too ({failure!r}); roll the transaction back")
+
+    async def check_back(self) -> bool:
+        await self._open()
+        try:
+            row = self._call.check_back
+            await self._insert(row)
+            committed = rule.has_committed(await self._find(row))
+        except BaseException as error:
+            await self.leave(error)
+            raise
+        await self.leave(None)
+        return committed
+
+    async def _open(self) -> None:
+        standing = await self._driver.standing()
+        # Before a statement is sent: a wrong name is not the database's error.
+        table_name(self._driver.database, self._table)
+        if not self._commit and standing is Standing.NONE:
+            raise NoTransactionError(
+                f"{self._words()}: the connection commits each statement by itself, so barrier and work would not "
+                "commit together: open a transaction first, or pass commit=True"
+            )
+        if not self._commit:
+            await self._driver.savepoint()
+        elif standing is Standing.NONE:
+            await self._driver.begin()
+
+    async def _pass(self) -> Passage:
+        call = self._call
+        origin_inserted = call.origin is not None and await self._insert(call.origin)
+        own_inserted = await self._insert(call.own)
+        if call.refuses_duplicates and not own_inserted:
+            raise DuplicatedError(call.gid)
+        passage = rule.judge(origin_inserted=origin_inserted, own_inserted=own_inserted)
+        return passage or rule.judge_existing(call, await self._find(call.own))
+
+    async def _insert(self, row: Row) -> bool:
+        said = statements(self._driver.database, self._table, self._driver.placeholders)
+        try:
+            affected = await self._driver.execute(said.insert, insert_values(row))
+        except Exception as error:
+            error.add_note(
+                f"{self._words()}: writing to {table_name(self._driver.database, self._table)} failed; "
+                "if the table is missing, `txcoord-barrier create URL` makes it"
+            )
+            raise
+        if affected not in (0, 1):
+            raise BarrierError(f"{self._words()}: the driver did not say how many rows it inserted ({affected})")
+        return affected == 1
+
+    async def _find(self, row: Row) -> Found:
+        said = statements(self._driver.database, self._table, self._driver.placeholders)
+        found = await self._driver.fetch(said.find, find_values(row))
+        if found is None:
+            # Gone between two statements, or `insert ignore` ignored something else than a
+            # duplicate. Not known, so not decided: the coordinator calls again.
+            raise BarrierError(f"{self._words()}: its row was neither inserted nor found; call again")
+        gid, reason = (value.decode() if isinstance(value, bytes) else str(value) for value in found)
+        return Found(gid=gid, reason=reason)
+
+    def _log(self, passage: Passage) -> None:
+        level = logging.DEBUG if passage.runs else logging.INFO
+        logger.log(level, "%s: %s", self._words(), passage.meaning)
+
+    def _words(self) -> str:
+        call = self._call
+        return f"barrier {call.barrier_id} of {call.trans_type} {call.gid}, branch {call.branch_id}, {call.op}"

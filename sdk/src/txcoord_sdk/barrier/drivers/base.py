@@ -1,0 +1,82 @@
+"""What the barrier asks of a connection, whichever driver it is of.
+
+The barrier is written once, as coroutines. Drivers that block implement the same methods as
+coroutines that never suspend, and `run_now` runs those to their end in one step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from enum import Enum, auto
+from typing import Any, ClassVar, TypeVar
+
+from txcoord.barrier.tables import Database, Placeholders
+
+T = TypeVar("T")
+
+SAVEPOINT = "txcoord_barrier"
+
+
+class Standing(Enum):
+    """How a connection stands towards transactions, before the barrier's first statement."""
+
+    OPEN = auto()
+    """The caller has a transaction open."""
+    OPENS = auto()
+    """None is open, but the next statement opens one."""
+    NONE = auto()
+    """None is open, and none will be: each statement commits by itself."""
+
+
+class Driver(ABC):
+    """One connection, as the barrier uses it. Errors of the driver come through as they are."""
+
+    database: Database
+    placeholders: ClassVar[Placeholders]
+    is_async: ClassVar[bool]
+
+    @abstractmethod
+    async def standing(self) -> Standing:
+        """Say how the connection stands, without asking the server. Called first: it may settle `database`."""
+
+    @abstractmethod
+    async def execute(self, statement: str, values: Sequence[str] = ()) -> int:
+        """Run a statement with bound values; return how many rows it affected."""
+
+    @abstractmethod
+    async def fetch(self, statement: str, values: Sequence[str] = ()) -> Sequence[object] | None:
+        """Run a query with bound values; return its first row."""
+
+    @abstractmethod
+    async def commit(self) -> None: ...
+
+    @abstractmethod
+    async def rollback(self) -> None: ...
+
+    async def begin(self) -> None:
+        """Open a transaction on a connection that opens none by itself."""
+        await self.execute("begin")
+
+    async def savepoint(self) -> None:
+        """Mark a point in the caller's transaction, opening that first where the next statement would."""
+        await self.execute(f"savepoint {SAVEPOINT}")
+
+    async def release(self) -> None:
+        """Keep what came after the savepoint, as part of the caller's transaction."""
+        await self.execute(f"release savepoint {SAVEPOINT}")
+
+    async def undo(self) -> None:
+        """Take back what came after the savepoint; the caller's transaction goes on."""
+        await self.execute(f"rollback to savepoint {SAVEPOINT}")
+
+
+def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine over a blocking driver, which has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise AssertionError("a blocking driver suspended")

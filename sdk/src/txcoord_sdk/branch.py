@@ -1,0 +1,108 @@
+"""The branch operation that a request asks for, and the answers that the coordinator understands.
+
+Nothing of a web framework: `txcoord_sdk.fastapi` and `txcoord_sdk.starlette` put this to use.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from txcoord.errors import InvalidRequestError, TxcoordError
+from txcoord.protocol import QUERY_PARAMETERS, RESULT_KEY, STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord_sdk.barrier import BranchBarrier
+
+logger = logging.getLogger("txcoord_sdk.branch")
+
+_DROPPED = str.maketrans("", "", "\r\n;")
+
+
+class BranchFailed(TxcoordError):
+    """Raise it in an endpoint to say: it cannot be done, and calling again will not help.
+
+    For an action, the coordinator then compensates. A compensation cannot fail: the coordinator
+    goes on calling it. Everything that the endpoint wrote is to be rolled back.
+    """
+
+
+class BranchOngoing(TxcoordError):
+    """Raise it in an endpoint to say: not finished yet, call again after the usual interval.
+
+    Everything that the endpoint wrote is to be rolled back, or to be harmless to repeat.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchContext:
+    """Which operation of which branch of which global transaction a request asks for."""
+
+    trans_type: str
+    gid: str
+    branch_id: str
+    op: str
+    barrier: BranchBarrier
+    """Made for this request: its calls are numbered from 01."""
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str], *, table: str | None = None) -> Self:
+        """Read the context from the query parameters that the coordinator adds to each call.
+
+        Line breaks and semicolons are left out of the values, as DTM does.
+
+        Args:
+            table: the barrier table, if it is not DTM's.
+
+        Raises:
+            InvalidRequestError: a parameter is missing or too long; the sentence names it.
+        """
+        values = {name: query.get(name, "").translate(_DROPPED) for name in QUERY_PARAMETERS}
+        missing = [name for name, value in values.items() if not value]
+        if missing:
+            raise InvalidRequestError(
+                f"not the call of a branch: the query lacks {', '.join(missing)}; "
+                f"a coordinator adds {', '.join(QUERY_PARAMETERS)}"
+            )
+        return cls(**values, barrier=BranchBarrier(**values, table=table))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """HTTP status and JSON body of an answer to the coordinator."""
+
+    status: int
+    body: Mapping[str, object]
+
+
+def success_body(value: object) -> Mapping[str, object]:
+    """Say success, and keep what the endpoint returned: a dict's own keys, anything else as `result`.
+
+    A dict that has a `dtm_result` of its own keeps it.
+    """
+    match value:
+        case None:
+            return {RESULT_KEY: ResultWord.SUCCESS}
+        case Mapping():
+            return {RESULT_KEY: ResultWord.SUCCESS, **value}
+        case _:
+            return {RESULT_KEY: ResultWord.SUCCESS, "result": value}
+
+
+def answer_to(error: Exception, query: Mapping[str, str]) -> Answer:
+    """Map what an endpoint raised. What is no answer is logged, and the coordinator will call again."""
+    match error:
+        case BranchFailed():
+            return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": str(error)})
+        case BranchOngoing():
+            return Answer(STATUS_ONGOING, {RESULT_KEY: ResultWord.ONGOING, "message": str(error)})
+        case _:
+            named = {name: query.get(name, "").translate(_DROPPED) for name in QUERY_PARAMETERS}
+            logger.error(
+                "branch call failed: gid=%(gid)s trans_type=%(trans_type)s branch_id=%(branch_id)s op=%(op)s",
+                named,
+                exc_info=error,
+            )
+            # A constant: coordinators that search the text for FAILURE must not find it in
+            # the words of an exception.
+            return Answer(500, {"message": "the endpoint broke off; its log has the traceback"})

@@ -1,0 +1,79 @@
+"""Branch endpoints in Starlette.
+
+@branch_endpoint
+async def deduct(request: Request, branch: BranchContext) -> None:
+    async with engine.begin() as connection:
+        await branch.barrier.call(connection, take_from_stock)
+
+app = Starlette(routes=[Route("/deduct", deduct, methods=["POST"])])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import overload
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from txcoord.errors import InvalidRequestError
+from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
+
+__all__ = ["BranchContext", "BranchFailed", "BranchOngoing", "branch_endpoint"]
+
+BranchEndpoint = Callable[[Request, BranchContext], object]
+"""A function, run in a thread, or a coroutine function."""
+
+StarletteEndpoint = Callable[[Request], Awaitable[Response]]
+
+
+@overload
+def branch_endpoint(endpoint: BranchEndpoint, /) -> StarletteEndpoint: ...
+
+
+@overload
+def branch_endpoint(*, table: str) -> Callable[[BranchEndpoint], StarletteEndpoint]: ...
+
+
+def branch_endpoint(
+    endpoint: BranchEndpoint | None = None, /, *, table: str | None = None
+) -> StarletteEndpoint | Callable[[BranchEndpoint], StarletteEndpoint]:
+    """Make an endpoint of a function that does a branch operation.
+
+    Returning is success: a dict is kept as the body, with `dtm_result` added; a `Response` is
+    sent as it is. Raising `BranchFailed` is failure, `BranchOngoing` is "call again";
+    anything else is logged with its gid and answered with 500, so that the coordinator calls
+    again. A request without the coordinator's parameters is answered with 400.
+
+    Args:
+        table: the barrier table, if it is not DTM's.
+    """
+    if endpoint is None:
+        return lambda function: _wrapped(function, table)
+    return _wrapped(endpoint, table)
+
+
+def _wrapped(endpoint: BranchEndpoint, table: str | None) -> StarletteEndpoint:
+    @wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            branch = BranchContext.from_query(request.query_params, table=table)
+        except InvalidRequestError as error:
+            return JSONResponse({"message": str(error)}, status_code=400)
+        try:
+            if iscoroutinefunction(endpoint):
+                value = await endpoint(request, branch)
+            else:
+                value = await run_in_threadpool(endpoint, request, branch)
+            return value if isinstance(value, Response) else JSONResponse(success_body(value))
+        except HTTPException:
+            raise  # an answer that the endpoint chose; the application renders it
+        except Exception as error:  # noqa: BLE001 (whatever it is, the coordinator gets an answer, the log the rest)
+            answer = answer_to(error, request.query_params)
+            return JSONResponse(answer.body, status_code=answer.status)
+
+    return answer
