@@ -1,0 +1,150 @@
+"""The BFF (backend for a frontend): takes an order from a shop's page and has it carried out everywhere or nowhere.
+
+python -m examples.bff --port 8080 --coordinator http://127.0.0.1:36789
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from examples.service import MOST_AT_ONCE, OrderLine, make_parser, serve
+from txcoord_sdk import (
+    AsyncCoordinator,
+    CoordinatorUnreachableError,
+    Saga,
+    Transaction,
+    TransactionFailedError,
+    TransactionNotFoundError,
+    TransactionRunningError,
+)
+
+
+class Order(BaseModel):
+    """What the customer asks for."""
+
+    id: int
+    """The product's."""
+    quantity: int = Field(gt=0, le=MOST_AT_ONCE)
+
+
+class OrderDesk:
+    """Opens the saga of each order."""
+
+    def __init__(
+        self, coordinator: AsyncCoordinator, *, order_url: str, storage_url: str, wait_s: float, retry_interval_s: int
+    ) -> None:
+        self._coordinator = coordinator
+        self._order_url = order_url.rstrip("/")
+        self._storage_url = storage_url.rstrip("/")
+        self._wait_s = wait_s
+        self._retry_interval_s = retry_interval_s
+
+    def open_saga(self, order: Order) -> Saga:
+        """Say what makes up an order: create it, take the goods, confirm it."""
+        saga = Saga(retry_interval=self._retry_interval_s)
+        line = OrderLine(id=order.id, quantity=order.quantity, tx_id=saga.gid)
+        saga.step(f"{self._order_url}/order-create", f"{self._order_url}/order-create-compensate", line)
+        saga.step(f"{self._storage_url}/deduct", f"{self._storage_url}/deduct-compensate", line)
+        # The last step needs no compensation: nothing comes after it that could fail. If time
+        # runs out while it is called, the order's own compensation overrules it.
+        saga.step(f"{self._order_url}/order-confirm", "", line)
+        return saga
+
+    async def place(self, saga: Saga) -> None:
+        """Have it carried out; raises what `AsyncCoordinator.run` raises."""
+        await self._coordinator.run(saga, timeout=self._wait_s)
+
+    async def find(self, gid: str) -> Transaction:
+        return await self._coordinator.query(gid)
+
+
+def _desk_of(request: Request) -> OrderDesk:
+    desk: OrderDesk = request.app.state.desk
+    return desk
+
+
+Desk = Annotated[OrderDesk, Depends(_desk_of)]
+
+
+def make_bff(
+    *, coordinator: str | None, order_url: str, storage_url: str, wait_s: float = 30.0, retry_interval_s: int = 1
+) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncCoordinator(coordinator) as client:
+            app.state.desk = OrderDesk(
+                client,
+                order_url=order_url,
+                storage_url=storage_url,
+                wait_s=wait_s,
+                retry_interval_s=retry_interval_s,
+            )
+            yield
+
+    app = FastAPI(title="BFF", lifespan=lifespan)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/orders")
+    async def place(order: Order, desk: Desk) -> JSONResponse:
+        """200 done, 409 not possible and undone, 202 still under way, 503 not known: ask with the gid."""
+        saga = desk.open_saga(order)
+        try:
+            await desk.place(saga)
+        except TransactionFailedError as error:
+            return JSONResponse({"gid": saga.gid, "status": error.status, "reason": error.reason}, 409)
+        except TransactionRunningError as error:
+            return _ask_later(202, saga.gid, error.status)
+        except CoordinatorUnreachableError:
+            return _ask_later(503, saga.gid, None)
+        return JSONResponse({"gid": saga.gid, "status": "succeed"})
+
+    @app.get("/orders/{gid}")
+    async def show(gid: str, desk: Desk) -> JSONResponse:
+        try:
+            found = await desk.find(gid)
+        except TransactionNotFoundError:
+            return JSONResponse({"gid": gid, "status": None}, 404)
+        except CoordinatorUnreachableError:
+            return _ask_later(503, gid, None)
+        return JSONResponse(
+            {
+                "gid": gid,
+                "status": found.status,
+                "reason": found.reason,
+                "branches": [{"branch_id": b.branch_id, "op": b.op, "status": b.status} for b in found.branches],
+            }
+        )
+
+    return app
+
+
+def _ask_later(code: int, gid: str, status: str | None) -> JSONResponse:
+    return JSONResponse(
+        {"gid": gid, "status": status}, code, headers={"Location": f"/orders/{gid}", "Retry-After": "1"}
+    )
+
+
+def main() -> None:
+    parser = make_parser(__doc__, port=8080)
+    parser.add_argument("--coordinator", help="its URL (default: $TXCOORD_URL, else http://127.0.0.1:36789)")
+    parser.add_argument("--order", default="http://127.0.0.1:8081", help="the order service (default: %(default)s)")
+    parser.add_argument("--storage", default="http://127.0.0.1:8082", help="the storage service (default: %(default)s)")
+    parser.add_argument("--wait", type=float, default=30.0, help="longest wait for an order, in seconds")
+    options = parser.parse_args()
+    app = make_bff(
+        coordinator=options.coordinator, order_url=options.order, storage_url=options.storage, wait_s=options.wait
+    )
+    serve(app, host=options.host, port=options.port)
+
+
+if __name__ == "__main__":
+    main()
