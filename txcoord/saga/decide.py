@@ -128,6 +128,5 @@ def _reason_to_turn(saga: GlobalTransaction, actions: Sequence[BranchOp], now_us
 def failure_reason(op: BranchOp) -> str:
     """Put a failure into words as DTM does; clients look for the word at its end."""
     answer = op.attempts[-1].detail if op.attempts and op.attempts[-1].outcome is Outcome.FAILURE else ""
-    start = f"url:{op.url} return failed: "
     end = " FAILURE"
-    return start + answer.removesuffix(end)[: REASON_LENGTH - len(start) - len(end)] + end
+    return f"url:{op.url} return failed: {answer.removesuffix(end)}"[: REASON_LENGTH - len(end)] + end
