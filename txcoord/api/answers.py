@@ -105,19 +105,19 @@ def _still_running(gid: str, result: SubmitResult) -> str:
 
 
 def _conflict(error: StatusConflictError) -> Answer:
-    return failure(_CONFLICT_TEXTS.get(error.wanted, "{error}").format(status=error.status.value, error=error))
+    sentence = _CONFLICT_TEXTS.get(error.wanted)
+    if sentence is None:
+        return failure(str(error))
+    return failure(sentence.format(status=error.status.value, pattern=error.pattern.value))
 
 
 # DTM's sentences, spelling included: clients compare them.
 _CONFLICT_TEXTS: Final[Mapping[str, str]] = {
     "submit": "current status '{status}', cannot sumbmit.",
     "prepare": "current status '{status}', cannot prepare.",
+    "abort": "trans type: '{pattern}' current status '{status}', cannot abort.",
     "force stop": "global transaction force stop error. status: {status}. error:",
 }
-
-
-def abort_conflict(error: StatusConflictError, trans_type: str) -> Answer:
-    return failure(f"trans type: '{trans_type}' current status '{error.status.value}', cannot abort.")
 
 
 def _later(error: TxcoordError) -> Answer:

@@ -20,7 +20,7 @@ from txcoord.api import answers
 from txcoord.api.answers import Answer
 from txcoord.api.views import branch_views, transaction_view
 from txcoord.api.wire import INT64_MAX, clean_gid, decode_trans
-from txcoord.errors import InvalidRequestError, RequestTooLargeError, StatusConflictError
+from txcoord.errors import InvalidRequestError, RequestTooLargeError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Pattern, Status
 from txcoord.protocol import API_BASE, RESULT_KEY, ResultWord
@@ -208,12 +208,7 @@ class HttpApi:
 
     async def _abort(self, body: bytes) -> Answer:
         request = decode_trans(body)
-        try:
-            return answers.aborted(request.gid, await self._service.abort(request))
-        except StatusConflictError as error:
-            # DTM's sentence names the stored pattern, which is not always the one asked for.
-            stored = await self._service.query(error.gid)
-            return answers.abort_conflict(error, request.trans_type if stored is None else stored.tx.pattern.value)
+        return answers.aborted(request.gid, await self._service.abort(request))
 
     async def _force_stop(self, body: bytes) -> Answer:
         await self._service.force_stop(_gid_of(decode_trans(body).gid))

@@ -1,0 +1,185 @@
+"""The command `txcoord`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from txcoord import __version__
+from txcoord.settings import (
+    Loaded,
+    Settings,
+    SettingsError,
+    documentation,
+    load,
+    resolved_log_format,
+    rows,
+    shown,
+    shown_value,
+)
+
+EXIT_NOT_STARTED = 1
+EXIT_WRONG_SETTINGS = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="txcoord",
+    help="A distributed transaction coordinator that speaks the DTM protocol.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path | None, typer.Option(help="TOML file with settings (or TXCOORD_CONFIG).", show_default=False, metavar="FILE")
+]
+Store = Annotated[str | None, typer.Option(help="Where transactions are kept.", show_default=False, metavar="URL")]
+Other = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting; may be repeated.", show_default=False, metavar="NAME=VALUE"),
+]
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[str | None, typer.Option(help="Port to listen on.", show_default=False, metavar="NUMBER")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes that share the port.", show_default=False, metavar="NUMBER")
+    ] = None,
+    store: Store = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error.", show_default=False, metavar="LEVEL")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="auto, json or text.", show_default=False, metavar="FORMAT")
+    ] = None,
+    lease_s: Annotated[
+        str | None, typer.Option("--lease", help="Lease of a node.", show_default=False, metavar="SECONDS")
+    ] = None,
+    drain_s: Annotated[
+        str | None, typer.Option("--drain", help="Longest orderly end.", show_default=False, metavar="SECONDS")
+    ] = None,
+    request_timeout_s: Annotated[
+        str | None,
+        typer.Option("--request-timeout", help="Limit of a branch call.", show_default=False, metavar="SECONDS"),
+    ] = None,
+    retry_interval_s: Annotated[
+        str | None,
+        typer.Option(
+            "--retry-interval", help="Until an ONGOING branch is asked again.", show_default=False, metavar="SECONDS"
+        ),
+    ] = None,
+    other: Other = None,
+) -> None:
+    """Run the coordinator until SIGTERM or Ctrl+C.
+
+    Every setting can also be given as TXCOORD_<NAME> or in a file; `txcoord settings` shows them all.
+    """
+    flags = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "store": store,
+        "log_level": log_level,
+        "log_format": log_format,
+        "lease_s": lease_s,
+        "drain_s": drain_s,
+        "request_timeout_s": request_timeout_s,
+        "retry_interval_s": retry_interval_s,
+    }
+    settings = _load(flags, config, other).values
+    # Here, because the other commands do without the server and shall be quick.
+    from txcoord.logs import configure
+    from txcoord.server import StartError, bind, run, url_of
+    from txcoord.supervisor import Supervisor
+
+    writer = configure(level=settings.log_level, log_format=resolved_log_format(settings))
+    try:
+        if settings.workers > 1:
+            supervisor = Supervisor(settings, on_ready=lambda url, nodes: _say_ready(settings, url, nodes))
+            code = supervisor.run()
+        else:
+            listener = bind(settings.host, settings.port)
+            url = url_of(listener)
+            code = run(settings, listener, on_ready=lambda ready: _say_ready(settings, url, [ready.engine.node_id]))
+    except StartError as error:
+        _fail(str(error), EXIT_NOT_STARTED)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    finally:
+        writer.close()
+    raise typer.Exit(code)
+
+
+def _say_ready(settings: Settings, url: str, nodes: list[int]) -> None:
+    named = f"node {nodes[0]}" if len(nodes) == 1 else "nodes " + ", ".join(map(str, sorted(nodes)))
+    typer.echo(f"txcoord {__version__} ready on {url}, store {settings.shown_store()}, {named}")
+    sys.stdout.flush()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command("settings")
+def show_settings(
+    config: Config = None,
+    other: Other = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/settings.md instead.")] = False,
+) -> None:
+    """Show every setting, what it is set to, and where that came from."""
+    if markdown:
+        typer.echo(documentation(), nl=False)
+        return
+    loaded = _load({}, config, other)
+    table = Table("setting", "value", "from", "allowed", box=None, pad_edge=False)
+    for name, allowed, _, _ in rows():
+        value = shown(shown_value(name, getattr(loaded.values, name)))
+        origin = loaded.origin(name)
+        table.add_row(name, value, origin, allowed, style="" if origin == "default" else "bold")
+    console = Console()
+    if not console.is_terminal:
+        # Whoever reads this through a pipe wants whole lines.
+        console.width = 200
+    console.print(table, highlight=False, markup=False)
+
+
+def _load(flags: dict[str, Any], config: Path | None, other: list[str] | None) -> Loaded:
+    try:
+        return load(
+            {**_pairs(other or []), **{name: value for name, value in flags.items() if value is not None}},
+            config=config,
+        )
+    except SettingsError as error:
+        _fail(str(error), EXIT_WRONG_SETTINGS)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError([f"--set {text}: write it as NAME=VALUE"])
+        pairs[name.strip()] = value
+    return pairs
+
+
+def _fail(sentences: str, code: int) -> NoReturn:
+    for sentence in sentences.splitlines():
+        typer.echo(f"txcoord: {sentence}", err=True)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,194 @@
+"""Serves one coordinator process: its socket, its signals, and its orderly end.
+
+The end, on SIGTERM or SIGINT: `/readyz` says 503 and submits are refused at once; the
+socket closes; calls under way end, for `drain_s` at most; what is still owned is given up
+for other nodes to take; then the process leaves with 0. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from txcoord.app import App, build
+from txcoord.errors import SchemaError, StoreUnavailableError
+from txcoord.logs import get_logger
+from txcoord.settings import Settings
+
+log = get_logger()
+
+BACKLOG = 2048
+_MAX_HEAD_BYTES = 64 * 1024
+
+EXIT_OK = 0
+EXIT_NOT_STARTED = 1
+
+
+class StartError(Exception):
+    """The coordinator could not start; the sentence says why and what to do."""
+
+
+# -- the socket -----------------------------------------------------------------------
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bind a socket; with `shared` several processes may, and the kernel spreads connections.
+
+    Raises:
+        StartError: the address is in use, or not ours.
+    """
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"host {host} cannot be resolved: {error.strerror or error}") from error
+    # "localhost" is both; most clients try IPv4, and all of them do so in the end.
+    family, kind, protocol, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {host} port {port}: {error.strerror};"
+            " stop what uses it, or choose another with --host and --port"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+# -- the server -----------------------------------------------------------------------
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a bound on the size of a request's head."""
+
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            # The parser turns it into the answer 400 and the end of the connection.
+            raise ValueError("the request's head is too large")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; signals drain the coordinator, and stopping is its orderly end."""
+
+    def __init__(self, config: uvicorn.Config, app: App, *, on_ready: Callable[[App], None], is_worker: bool) -> None:
+        super().__init__(config)
+        self._app = app
+        self._on_ready = on_ready
+        self._is_worker = is_worker
+        self._loop = asyncio.get_running_loop()
+        self._stopping: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which would raise the signal again at the end: the exit code is 0.
+        # A worker hears its signals twice (the supervisor's, and the terminal's or systemd's to
+        # the whole group); its supervisor has other means when it shall not wait.
+        if not self.should_exit:
+            self.should_exit = True
+            self._loop.call_soon_threadsafe(self._app.begin_drain)
+        elif not self._is_worker:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        if self._stopping is not None:
+            self._stopping.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready(self._app)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping = asyncio.create_task(self._app.stop_engine())
+        if self.force_exit:
+            self._stopping.cancel()
+        # Meanwhile: submits that wait are answered as their transactions stop.
+        await super().shutdown(sockets)
+        with suppress(asyncio.CancelledError):
+            await self._stopping
+        await self._app.close()
+
+
+async def serve(
+    settings: Settings, listener: socket.socket, *, on_ready: Callable[[App], None], is_worker: bool = False
+) -> int:
+    """Serve until a signal ends it; return the exit code.
+
+    Raises:
+        StartError: it could not start.
+    """
+    try:
+        app = build(settings)
+        await app.start()
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    except SchemaError as error:
+        raise StartError(f"store {settings.shown_store()}: {error}") from error
+    except StoreUnavailableError as error:
+        raise StartError(f"the store {settings.shown_store()} cannot be used: {error}") from error
+    config = uvicorn.Config(
+        app.asgi,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + 1,
+    )
+    server = Server(config, app, on_ready=on_ready, is_worker=is_worker)
+    _spare_the_collector()
+    await server.serve(sockets=[listener])
+    return EXIT_NOT_STARTED if server.force_exit else EXIT_OK
+
+
+def _spare_the_collector() -> None:
+    # What is loaded by now stays; looking through it again and again costs several per cent
+    # of the time under load. What a request makes is freed by its reference counts.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def run(
+    settings: Settings, listener: socket.socket, *, on_ready: Callable[[App], None], is_worker: bool = False
+) -> int:
+    """`serve` in an event loop of its own."""
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings, listener, on_ready=on_ready, is_worker=is_worker))
