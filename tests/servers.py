@@ -118,6 +118,12 @@ class Server(ABC):
         """Drop a database; connections to it are cut first. No error when it does not exist."""
         self._drop(_checked(name))
 
+    def version(self) -> str:
+        """The server program's version, e.g. 10.11.6-MariaDB."""
+        text = subprocess.run([self._command()[0], "--version"], capture_output=True, text=True, check=True).stdout
+        found = re.search(r"\d+\.\d+\S*", text)
+        return found[0] if found else text.strip()
+
     # -- its life ------------------------------------------------------------------------
 
     @property
