@@ -5,6 +5,7 @@ python -m examples.bff --port 8080 --coordinator http://127.0.0.1:36789
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -133,13 +134,17 @@ def _ask_later(code: int, gid: str, status: str | None) -> JSONResponse:
     )
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, port=8080)
     parser.add_argument("--coordinator", help="its URL (default: $TXCOORD_URL, else http://127.0.0.1:36789)")
     parser.add_argument("--order", default="http://127.0.0.1:8081", help="the order service (default: %(default)s)")
     parser.add_argument("--storage", default="http://127.0.0.1:8082", help="the storage service (default: %(default)s)")
     parser.add_argument("--wait", type=float, default=30.0, help="longest wait for an order, in seconds")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = command_line().parse_args()
     app = make_bff(
         coordinator=options.coordinator, order_url=options.order, storage_url=options.storage, wait_s=options.wait
     )

@@ -9,6 +9,8 @@ an order that is no longer `confirming`, and fails.
 
 from __future__ import annotations
 
+import argparse
+
 from fastapi import APIRouter, FastAPI, HTTPException
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, MetaData, String, Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -110,10 +112,14 @@ def make_order_service(database: str) -> FastAPI:
     return app
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, port=8081)
     parser.add_argument("--database", default="sqlite:///order.db", help="its URL (default: %(default)s)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = command_line().parse_args()
     serve(make_order_service(options.database), host=options.host, port=options.port)
 
 

@@ -5,6 +5,8 @@ python -m examples.storage --port 8082 --database sqlite:///storage.db
 
 from __future__ import annotations
 
+import argparse
+
 from fastapi import APIRouter, FastAPI, HTTPException
 from sqlalchemy import CheckConstraint, Column, Integer, MetaData, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -83,10 +85,14 @@ def make_storage_service(database: str) -> FastAPI:
     return app
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = make_parser(__doc__, port=8082)
     parser.add_argument("--database", default="sqlite:///storage.db", help="its URL (default: %(default)s)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = command_line().parse_args()
     serve(make_storage_service(options.database), host=options.host, port=options.port)
 
 
