@@ -248,16 +248,36 @@ def test_a_run_raises_when_everything_is_undone(server: ScriptedCoordinator, cli
     assert caught.value.status is Status.FAILED
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [("submitted", TransactionRunningError), ("aborting", TransactionFailedError)]
-)
-def test_a_wait_ends_when_its_time_is_up(
-    server: ScriptedCoordinator, client: Client, status: str, error: type[Exception]
-) -> None:
+@pytest.mark.parametrize("status", ["submitted", "aborting"])
+def test_a_wait_ends_when_its_time_is_up(server: ScriptedCoordinator, client: Client, status: str) -> None:
     server.answers("/query", standing(status))
 
-    with pytest.raises(error, match=f"g1.*({status}|being undone)"):
+    with pytest.raises(TransactionRunningError, match=f"g1 is still {status}") as caught:
         client.do("wait", "g1", timeout=0)
+
+    assert caught.value.status == status
+
+
+def test_a_run_whose_time_is_up_says_that_it_cannot_succeed_any_more(
+    server: ScriptedCoordinator, client: Client
+) -> None:
+    server.answers("/submit", Answer(409, {"message": "no stock FAILURE"}))
+    server.answers("/query", standing("aborting", rollback_reason="no stock"))
+
+    with pytest.raises(TransactionFailedError, match="being undone: no stock"):
+        client.do("run", make_saga(), timeout=0)
+
+
+def test_a_wait_returns_a_transaction_that_failed_and_leaves_the_verdict_to_the_caller(
+    server: ScriptedCoordinator, client: Client
+) -> None:
+    server.answers("/query", standing("failed", rollback_reason="no stock"))
+
+    found = client.do("wait", "g1")
+
+    assert (found.status, found.reason) == (Status.FAILED, "no stock")
+    with pytest.raises(TransactionFailedError, match="no stock"):
+        found.raise_for_status()
 
 
 def test_a_wait_returns_the_transaction_and_outlasts_a_coordinator_that_is_away(
@@ -266,7 +286,9 @@ def test_a_wait_returns_the_transaction_and_outlasts_a_coordinator_that_is_away(
     away = Answer(503, {"message": "the store is away"})
     server.answers("/query", Drop(), away, away, away, standing("succeed"))
 
-    assert client.do("wait", "g1").status is Status.SUCCEEDED
+    found = client.do("wait", "g1")
+
+    assert found.raise_for_status() is found
 
 
 # -- query, list and steering ---------------------------------------------------------

@@ -90,13 +90,13 @@ class Operations(ABC):
 
     @abstractmethod
     def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction | Awaitable[Transaction]:
-        """Ask until a transaction has ended, and return it if it succeeded.
+        """Ask until a transaction has ended, and return it, however it ended.
 
-        A coordinator that is away meanwhile is waited for, too.
+        `wait(gid).raise_for_status()` returns only if it has succeeded. A coordinator that
+        is away meanwhile is waited for, too.
 
         Raises:
-            TransactionFailedError: it failed; `aborting` if it was still being undone when time was up.
-            TransactionRunningError: it had not ended in time.
+            TransactionRunningError: it had not ended in time; `aborting` if it has turned round.
             TransactionNotFoundError: nobody submitted this gid.
         """
 

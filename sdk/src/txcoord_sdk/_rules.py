@@ -27,7 +27,6 @@ from txcoord_sdk._checks import base_url, checked_gid
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
-    TransactionFailedError,
     TransactionNotFoundError,
     TransactionRunningError,
 )
@@ -140,30 +139,35 @@ class Rules:
 
     def submit(self, saga: Saga) -> Flow[str]:
         got = yield from self._submit(saga, wait_result=saga.wait_result)
+        said = ""
         if isinstance(got, HttpAnswer):
             if got.status == 200:
                 return saga.gid
+            said = _text(got)
             found = yield from self._find(saga.gid)
             if found is None:
-                raise RequestRefusedError(saga.gid, None, _text(got))
-            reason = _reason(found, otherwise=_text(got))
+                raise RequestRefusedError(saga.gid, None, said)
         else:
-            found, reason = got, _reason(got)
-        if found.status in (Status.ABORTING, Status.FAILED):
-            raise TransactionFailedError(saga.gid, found.status, reason)
-        if saga.wait_result and found.status is not Status.SUCCEEDED:
-            raise TransactionRunningError(saga.gid, found.status, reason)
-        return saga.gid
+            found = got
+        is_running = found.status in (Status.PREPARED, Status.SUBMITTED)
+        if found.status is Status.SUCCEEDED or (is_running and not saga.wait_result):
+            return saga.gid
+        raise found.as_error(reason=said)
 
     def run(self, saga: Saga, timeout_s: float) -> Flow[str]:
         deadline = self._clock() + timeout_s
         got = yield from self._submit(saga, wait_result=True, deadline=deadline)
         if not isinstance(got, HttpAnswer) or got.status != 200:
-            yield from self._wait_until(saga.gid, deadline)
+            found = yield from self._wait_until(saga.gid, deadline)
+            found.raise_for_status()
         return saga.gid
 
     def wait(self, gid: str, timeout_s: float) -> Flow[Transaction]:
-        return (yield from self._wait_until(checked_gid(gid), self._clock() + timeout_s))
+        found = yield from self._wait_until(checked_gid(gid), self._clock() + timeout_s)
+        if not found.status.is_final:
+            reason = found.reason or found.waiting_for or f"not ended within {timeout_s:g} s"
+            raise TransactionRunningError(gid, found.status, reason)
+        return found
 
     def query(self, gid: str) -> Flow[Transaction]:
         found = yield from self._find(checked_gid(gid))
@@ -230,17 +234,13 @@ class Rules:
             yield from _pause(self._delay(attempt, reply))
 
     def _wait_until(self, gid: str, deadline: float) -> Flow[Transaction]:
+        """Ask until it has ended or time is up; return it as it stands then."""
         poll_s = FIRST_POLL_S
         while True:
             found = (yield from self._find(gid, deadline)) or _not_found(gid)
-            if found.status is Status.SUCCEEDED:
-                return found
             left_s = deadline - self._clock()
-            # Once it has turned round it cannot succeed any more: that much is certain.
-            if found.status is Status.FAILED or (found.status is Status.ABORTING and left_s <= 0):
-                raise TransactionFailedError(gid, found.status, _reason(found))
-            if left_s <= 0:
-                raise TransactionRunningError(gid, found.status, _reason(found))
+            if found.status.is_final or left_s <= 0:
+                return found
             yield from _pause(min(left_s, poll_s * self._random.uniform(0.5, 1)))
             poll_s = min(poll_s * 2, MAX_POLL_S)
 
@@ -375,10 +375,6 @@ def _message(answer: HttpAnswer) -> str | None:
 def _text(answer: HttpAnswer) -> str:
     text = _message(answer) or answer.body[:EXCERPT].decode(errors="replace")
     return text or "no further word"
-
-
-def _reason(transaction: Transaction, *, otherwise: str = "the coordinator gave no reason") -> str:
-    return transaction.reason or transaction.waiting_for or otherwise
 
 
 def _milliseconds(instant: datetime | None) -> str:

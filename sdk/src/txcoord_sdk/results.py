@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Self
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from txcoord.model import Op, OpStatus, Outcome, Pattern, Status
+from txcoord_sdk.errors import TransactionFailedError, TransactionRunningError
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
@@ -63,6 +65,25 @@ class Transaction(Struct, frozen=True, kw_only=True):
             if branch.branch_id == branch_id and branch.op == op:
                 return branch
         raise KeyError(f"{self.gid} has no {op} of branch {branch_id}")
+
+    def raise_for_status(self) -> Self:
+        """Return this transaction if it has succeeded.
+
+        Raises:
+            TransactionFailedError: it has failed, or is being undone.
+            TransactionRunningError: it has not ended yet.
+        """
+        if self.status is not Status.SUCCEEDED:
+            raise self.as_error()
+        return self
+
+    def as_error(self, *, reason: str = "") -> TransactionFailedError | TransactionRunningError:
+        """Say what keeps it from success; `reason` is for a transaction that knows none itself."""
+        known = self.reason or self.waiting_for or reason or "the coordinator gave no reason"
+        # Once it has turned round it cannot succeed any more, even if undoing it takes a while.
+        if self.status in (Status.ABORTING, Status.FAILED):
+            return TransactionFailedError(self.gid, self.status, known)
+        return TransactionRunningError(self.gid, self.status, known)
 
     @property
     def waiting_for(self) -> str:
