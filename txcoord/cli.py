@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from txcoord import __version__
+from txcoord.errors import SchemaError, StoreUnavailableError
 from txcoord.settings import (
     Loaded,
     Settings,
@@ -35,6 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+db = typer.Typer(help="The tables of the store.", no_args_is_help=True)
+app.add_typer(db, name="db")
 
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings (or TXCOORD_CONFIG).", show_default=False, metavar="FILE")
@@ -154,6 +159,45 @@ def show_settings(
     console.print(table, highlight=False, markup=False)
 
 
+@db.command()
+def upgrade(config: Config = None, store: Store = None) -> None:
+    """Make the tables, or bring them to this version. Safe while coordinators run."""
+    from txcoord.store.migrations import HEAD
+    from txcoord.store.url import upgrade as upgrade_schema
+
+    settings = _load({"store": store}, config, None).values
+    with _sentences():
+        upgrade_schema(settings.store)
+    typer.echo(f"store {settings.shown_store()}: the schema is at version {HEAD}")
+
+
+@db.command()
+def current(config: Config = None, store: Store = None) -> None:
+    """Say what version the tables have, and which one this program needs.
+
+    Ends with 1 if they are not the same.
+    """
+    from txcoord.store.migrations import HEAD
+    from txcoord.store.url import current as current_schema
+
+    settings = _load({"store": store}, config, None).values
+    with _sentences():
+        found = current_schema(settings.store)
+    state = f"the schema is at version {found}" if found else "there is no schema"
+    if found == HEAD:
+        typer.echo(f"store {settings.shown_store()}: {state}, as this program needs it")
+    else:
+        _fail(f"store {settings.shown_store()}: {state}, this program needs {HEAD}: run txcoord db upgrade", 1)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, SchemaError, StoreUnavailableError) as error:
+        _fail(str(error), EXIT_NOT_STARTED)
+
+
 def _load(flags: dict[str, Any], config: Path | None, other: list[str] | None) -> Loaded:
     try:
         return load(
@@ -183,3 +227,7 @@ def _fail(sentences: str, code: int) -> NoReturn:
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

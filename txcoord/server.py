@@ -11,8 +11,8 @@ import asyncio
 import gc
 import math
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -23,6 +23,7 @@ from txcoord.app import App, build
 from txcoord.errors import SchemaError, StoreUnavailableError
 from txcoord.logs import get_logger
 from txcoord.settings import Settings
+from txcoord.store.url import open_store
 
 log = get_logger()
 
@@ -140,6 +141,29 @@ class Server(uvicorn.Server):
         await self._app.close()
 
 
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what can be wrong at start into the sentence that is printed."""
+    try:
+        yield
+    except (ValueError, StoreUnavailableError, SchemaError) as error:
+        raise StartError(str(error)) from error
+
+
+async def check_store(settings: Settings) -> None:
+    """Open the store once, and close it.
+
+    Raises:
+        StartError: it cannot be used.
+    """
+    with _sentences():
+        store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=1)
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+
 async def serve(
     settings: Settings, listener: socket.socket, *, on_ready: Callable[[App], None], is_worker: bool = False
 ) -> int:
@@ -148,15 +172,9 @@ async def serve(
     Raises:
         StartError: it could not start.
     """
-    try:
+    with _sentences():
         app = build(settings)
         await app.start()
-    except ValueError as error:
-        raise StartError(str(error)) from error
-    except SchemaError as error:
-        raise StartError(f"store {settings.shown_store()}: {error}") from error
-    except StoreUnavailableError as error:
-        raise StartError(f"the store {settings.shown_store()} cannot be used: {error}") from error
     config = uvicorn.Config(
         app.asgi,
         http=_Protocol,

@@ -43,7 +43,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 DAY_S: Final = 24 * 3600
 
-_STORE_URL: Final = re.compile(r"(sqlite:///.+|memory://|(mysql|mariadb|postgresql|postgres)://.+)")
+_STORE_URL: Final = re.compile(r"(sqlite:///.+|memory://|(mysql|mariadb|postgresql|postgres)(\+[a-z]+)?://.+)")
 STORE_URL_FORMS: Final = "sqlite:///file.db, mysql://…, mariadb://…, postgresql://… or memory://"
 
 

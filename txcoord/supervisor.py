@@ -8,6 +8,7 @@ when its lease has ended. Workers end when the supervisor does, however it ends.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from typing import Final
 
 from txcoord import metrics
 from txcoord.logs import configure, get_logger
-from txcoord.server import EXIT_NOT_STARTED, EXIT_OK, StartError, bind, run
+from txcoord.server import EXIT_NOT_STARTED, EXIT_OK, StartError, bind, check_store, run
 from txcoord.settings import Settings, resolved_log_format
 
 log = get_logger()
@@ -71,9 +72,11 @@ class Supervisor:
         """Serve until a signal ends it; return the exit code.
 
         Raises:
-            StartError: the address cannot be had.
+            StartError: the address cannot be had, or the store cannot be used.
         """
         settings = self._settings
+        # Once, here, rather than a sentence from each worker.
+        asyncio.run(check_store(settings))
         # Two servers of one user may share a port without noticing: ask once without sharing.
         with bind(settings.host, settings.port) as probe:
             host, port = probe.getsockname()[:2]
