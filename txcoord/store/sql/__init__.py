@@ -1,0 +1,1 @@
+"""Stores on SQL databases: what they share, and what is different on each."""

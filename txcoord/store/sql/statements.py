@@ -1,0 +1,296 @@
+"""The statements that all SQL stores share, in SQLAlchemy Core: everything but the journal's batches.
+
+Each function runs inside a transaction of its caller, at READ COMMITTED (SQLite: alone), and every
+statement that writes compares what it relies on in its own WHERE. Rows of others are locked with SKIP LOCKED,
+so that several coordinators share the work and do not wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+
+from txcoord.errors import LeaseLostError
+from txcoord.model import GlobalTransaction, Pattern, Status
+from txcoord.store import codec
+from txcoord.store.base import ListQuery, Owned, Stored
+from txcoord.store.sql.rows import FENCED, PARKED
+from txcoord.store.sql.tables import global_transaction as gt
+from txcoord.store.sql.tables import node
+
+_PATTERNS = {str(pattern): pattern for pattern in Pattern}
+_STATUSES = {str(status): status for status in Status}
+
+
+# -- rows ----------------------------------------------------------------------------
+
+_COLUMNS = (
+    gt.c.id,
+    gt.c.owner,
+    gt.c.epoch,
+    gt.c.gid,
+    gt.c.pattern,
+    gt.c.status,
+    gt.c.created_us,
+    gt.c.updated_us,
+    gt.c.due_us,
+    gt.c.deadline_us,
+    gt.c.finished_us,
+    gt.c.rollback_reason,
+    gt.c.result,
+    gt.c.definition,
+    gt.c.progress,
+)
+
+
+def stored_from(row: Sequence[Any]) -> Stored:
+    """Read one row of `_COLUMNS`."""
+    (
+        row_id,
+        owner,
+        epoch,
+        gid,
+        pattern,
+        status,
+        created,
+        updated,
+        due,
+        deadline,
+        finished,
+        reason,
+        result,
+        *documents,
+    ) = row
+    definition, branches = codec.decode(*documents)
+    return Stored(
+        id=row_id,
+        owner=owner,
+        epoch=epoch,
+        tx=GlobalTransaction(
+            gid=gid,
+            pattern=_PATTERNS[pattern],
+            status=_STATUSES[status],
+            branches=branches,
+            options=definition.options,
+            protocol=definition.protocol,
+            query_prepared=definition.query_prepared,
+            custom_data=definition.custom_data,
+            created_us=created,
+            updated_us=updated,
+            deadline_us=deadline,
+            due_us=due,
+            finished_us=finished,
+            rollback_reason=reason,
+            result=result,
+        ),
+    )
+
+
+def ping(connection: Connection) -> None:
+    connection.execute(select(1))
+
+
+# -- nodes and leases ----------------------------------------------------------------
+
+
+def join(connection: Connection, clock_us: ColumnElement[int], *, name: str, lease_us: int) -> int:
+    """Relies on: auto-increment ids, which are not given out again after a row is deleted."""
+    result = connection.execute(insert(node).values(name=name, expires_us=clock_us + lease_us))
+    key = result.inserted_primary_key
+    assert key is not None, "an insert of one row tells its key"
+    return int(key[0])
+
+
+def renew(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, lease_us: int) -> bool:
+    """Relies on: the row count. A lease that has ended, or was fenced (0), is not greater than now."""
+    statement = (
+        update(node).where(node.c.id == node_id, node.c.expires_us > clock_us).values(expires_us=clock_us + lease_us)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def check_lease(connection: Connection, clock_us: ColumnElement[int], *, node_id: int) -> None:
+    """Hold the node's lease until the transaction ends: whoever wants to fence it waits for this row's lock."""
+    statement = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us).with_for_update(read=True)
+    if connection.execute(statement).first() is None:
+        raise LeaseLostError(f"the lease of node {node_id} has ended")
+
+
+def fence(connection: Connection, *, node_id: int) -> None:
+    """Waits for a batch of this node that is under way. Relies on: the row lock of `check_lease`."""
+    connection.execute(update(node).where(node.c.id == node_id).values(expires_us=FENCED))
+
+
+def fence_dead(connection: Connection, clock_us: ColumnElement[int]) -> Sequence[int]:
+    """Fence all nodes whose lease has ended; return the ids of all fenced ones. The table has few rows."""
+    late = select(node.c.id).where(node.c.expires_us <= clock_us, node.c.expires_us != FENCED)
+    for node_id in connection.scalars(late.order_by(node.c.id)).all():
+        # Compared again here: it may have been renewed since.
+        connection.execute(
+            update(node).where(node.c.id == node_id, node.c.expires_us <= clock_us).values(expires_us=FENCED)
+        )
+    return connection.scalars(select(node.c.id).where(node.c.expires_us == FENCED).order_by(node.c.id)).all()
+
+
+def park_all_of(connection: Connection, *, node_id: int, now_us: int, limit: int) -> int:
+    """Park what a fenced node owns. Relies on: index (owner, due_us)."""
+    ids = _lock(connection, select(gt.c.id).where(gt.c.owner == node_id).limit(limit))
+    return _park(connection, ids, now_us=now_us)
+
+
+def forget_node(connection: Connection, *, node_id: int) -> None:
+    """Delete a fenced node's row, once it owns nothing; a row that somebody is parking just now still counts."""
+    owns_some = select(gt.c.id).where(gt.c.owner == node_id).exists()
+    connection.execute(delete(node).where(node.c.id == node_id, node.c.expires_us == FENCED, ~owns_some))
+
+
+# -- recovery ------------------------------------------------------------------------
+
+
+def take_over_due(
+    connection: Connection, clock_us: ColumnElement[int], *, node_id: int, now_us: int, limit: int
+) -> Sequence[Owned]:
+    """Relies on: index (owner, due_us), read in its order; SKIP LOCKED, so that each row goes to one node."""
+    check_lease(connection, clock_us, node_id=node_id)
+    due = (
+        select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us, gt.c.id).limit(limit)
+    )
+    rows = connection.execute(due.with_for_update(skip_locked=True)).all()
+    if rows:
+        mine = update(gt).where(gt.c.id.in_([row[0] for row in rows])).values(owner=node_id, epoch=gt.c.epoch + 1)
+        connection.execute(mine)
+    found = map(stored_from, rows)
+    return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
+
+
+def next_due_us(connection: Connection) -> int | None:
+    """Relies on: index (owner, due_us); its first entry is the answer."""
+    due: int | None = connection.scalar(select(func.min(gt.c.due_us)).where(gt.c.owner == PARKED))
+    return due
+
+
+def owned(connection: Connection, *, node_id: int) -> Sequence[tuple[str, int]]:
+    rows = connection.execute(select(gt.c.gid, gt.c.epoch).where(gt.c.owner == node_id))
+    return [(gid, epoch) for gid, epoch in rows]
+
+
+def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us: int) -> int:
+    """Waits for the rows' locks: the node itself asks, and nobody else writes what it owns for long."""
+    total = 0
+    for start in range(0, len(gids), CHUNK):
+        mine = select(gt.c.id).where(gt.c.gid.in_(gids[start : start + CHUNK]), gt.c.owner == node_id)
+        ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
+        total += _park(connection, ids, now_us=now_us)
+    return total
+
+
+CHUNK = 500
+"""Rows that one statement names, and that one transaction parks."""
+
+
+def _park(connection: Connection, ids: Sequence[int], *, now_us: int) -> int:
+    if ids:
+        # The rows are locked by this transaction, so nothing has to be compared again.
+        parked = update(gt).where(gt.c.id.in_(ids)).values(owner=PARKED, due_us=now_us, epoch=gt.c.epoch + 1)
+        connection.execute(parked)
+    return len(ids)
+
+
+def _lock(connection: Connection, statement: Select[Any]) -> Sequence[int]:
+    return connection.scalars(statement.with_for_update(skip_locked=True)).all()
+
+
+# -- queries and operators -----------------------------------------------------------
+
+
+def find(connection: Connection, *, gid: str, lock: bool = False) -> Stored | None:
+    """Relies on: the unique key on gid."""
+    if not _can_be_stored(gid):
+        return None
+    statement = select(*_COLUMNS).where(gt.c.gid == gid)
+    row = connection.execute(statement.with_for_update() if lock else statement).first()
+    # MySQL compares as if the shorter text were filled up with spaces.
+    return stored_from(row) if row is not None and row[3] == gid else None
+
+
+def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stored]:
+    """Relies on: the primary key, read backwards; for an unfinished status on index (owner, due_us).
+
+    Of a million finished rows none is looked at to find the few unfinished: the sum in ORDER BY keeps the planner from
+    reading the primary key backwards for those.
+    """
+    ids = select(gt.c.id).limit(query.limit)
+    if query.before_id is not None:
+        ids = ids.where(gt.c.id < query.before_id)
+    if query.pattern is not None:
+        ids = ids.where(gt.c.pattern == query.pattern)
+    if query.created_from_us is not None:
+        ids = ids.where(gt.c.created_us >= query.created_from_us)
+    if query.created_to_us is not None:
+        ids = ids.where(gt.c.created_us <= query.created_to_us)
+    if query.status is not None:
+        ids = ids.where(gt.c.status == query.status)
+    if query.status is None or query.status.is_final:
+        ids = ids.order_by(gt.c.id.desc())
+    else:
+        ids = ids.where(gt.c.owner.is_not(None)).order_by((gt.c.id + 0).desc())
+        ids = ids.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
+    page = connection.scalars(ids).all()
+    rows = connection.execute(select(*_COLUMNS).where(gt.c.id.in_(page)).order_by(gt.c.id.desc())) if page else ()
+    return [stored_from(row) for row in rows]
+
+
+OWNER_DUE_INDEX = "ix_global_transaction_owner_due"
+
+
+def count_by_status(connection: Connection) -> dict[Status, int]:
+    """Relies on: index (owner, due_us), which alone says what is unfinished."""
+    counts = select(gt.c.status, func.count()).where(gt.c.owner.is_not(None)).group_by(gt.c.status)
+    counts = counts.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
+    return {_STATUSES[status]: count for status, count in connection.execute(counts)}
+
+
+def force_stop(connection: Connection, *, gid: str, now_us: int, reason: str) -> Stored | None:
+    """Relies on: the row lock, from reading what it was until it is failed."""
+    before = find(connection, gid=gid, lock=True)
+    if before is not None and before.owner is not None:
+        stopped = update(gt).where(gt.c.id == before.id)
+        connection.execute(
+            stopped.values(
+                status=Status.FAILED.value,
+                owner=None,
+                epoch=gt.c.epoch + 1,
+                updated_us=now_us,
+                due_us=None,
+                finished_us=now_us,
+                rollback_reason=codec.clean_text(reason),
+            )
+        )
+    return before
+
+
+def make_due(connection: Connection, *, gid: str, now_us: int) -> Stored | None:
+    """Relies on: the row lock, as `force_stop`."""
+    before = find(connection, gid=gid, lock=True)
+    if before is not None and not before.owner:
+        # The epoch of a parked one goes up, so that a batch applied a second time does not put the old time back.
+        raised = 0 if before.owner is None else 1
+        due = update(gt).where(gt.c.id == before.id)
+        connection.execute(due.values(due_us=now_us, updated_us=now_us, epoch=gt.c.epoch + raised))
+    return before
+
+
+def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: int) -> int:
+    """Relies on: index (owner, due_us)."""
+    far = select(gt.c.id).where(gt.c.owner == PARKED, gt.c.due_us > after_us).order_by(gt.c.due_us).limit(limit)
+    ids = _lock(connection, far)
+    for start in range(0, len(ids), CHUNK):
+        due = update(gt).where(gt.c.id.in_(ids[start : start + CHUNK]))
+        connection.execute(due.values(due_us=now_us, updated_us=now_us, epoch=gt.c.epoch + 1))
+    return len(ids)
+
+
+def _can_be_stored(gid: str) -> bool:
+    return codec.clean_text(gid) == gid

@@ -1,0 +1,132 @@
+"""What all SQL stores do alike: each method of the contract is one piece of work in one database transaction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from sqlalchemy import ColumnElement, Connection
+
+from txcoord.errors import SchemaError
+from txcoord.model import MICROSECONDS, Status
+from txcoord.store.base import Applied, Change, ListQuery, Owned, Stored
+from txcoord.store.migrations import HEAD, version_of
+from txcoord.store.sql import statements
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+
+class SqlStore(ABC):
+    """The cold part of a store; `apply`, connections and errors are what each database does in its own way."""
+
+    def __init__(self, *, label: str, timeout_s: float) -> None:
+        self._label = label
+        """How messages name this store: its URL without the password."""
+        self._timeout_s = timeout_s
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    @abstractmethod
+    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]: ...
+
+    @abstractmethod
+    async def _read(self, work: Work[T]) -> T:
+        """Do it in one transaction that writes nothing; raise StoreUnavailableError within the time-out."""
+
+    @abstractmethod
+    async def _write(self, work: Work[T]) -> T:
+        """Do it in one transaction and commit; after a deadlock or lock time-out again, a few times."""
+
+    @abstractmethod
+    def _clock_us(self) -> ColumnElement[int]:
+        """The clock that leases are measured by."""
+
+    async def ping(self) -> None:
+        await self._read(statements.ping)
+
+    async def join(self, *, name: str, lease_s: float) -> int:
+        clock, lease = self._clock_us(), _lease_us(lease_s)
+        return await self._write(lambda c: statements.join(c, clock, name=name, lease_us=lease))
+
+    async def renew(self, node_id: int, *, lease_s: float) -> bool:
+        clock, lease = self._clock_us(), _lease_us(lease_s)
+        return await self._write(lambda c: statements.renew(c, clock, node_id=node_id, lease_us=lease))
+
+    async def leave(self, node_id: int, *, now_us: int) -> None:
+        # Committed first: no batch of this node takes effect after its transactions were parked.
+        await self._write(lambda c: statements.fence(c, node_id=node_id))
+        await self._park_all_of(node_id, now_us=now_us, limit=None)
+
+    async def release_dead(self, *, now_us: int, limit: int) -> int:
+        clock = self._clock_us()
+        dead = await self._write(lambda c: statements.fence_dead(c, clock))
+        parked = 0
+        for node_id in dead:
+            if parked < limit:
+                parked += await self._park_all_of(node_id, now_us=now_us, limit=limit - parked)
+        return parked
+
+    async def take_over_due(self, node_id: int, *, now_us: int, limit: int) -> Sequence[Owned]:
+        clock = self._clock_us()
+        return await self._write(
+            lambda c: statements.take_over_due(c, clock, node_id=node_id, now_us=now_us, limit=limit)
+        )
+
+    async def next_due_us(self) -> int | None:
+        return await self._read(statements.next_due_us)
+
+    async def owned(self, node_id: int) -> Sequence[tuple[str, int]]:
+        return await self._read(lambda c: statements.owned(c, node_id=node_id))
+
+    async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
+        return await self._write(lambda c: statements.release(c, node_id=node_id, gids=gids, now_us=now_us))
+
+    async def find(self, gid: str) -> Stored | None:
+        return await self._read(lambda c: statements.find(c, gid=gid))
+
+    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
+        return await self._read(lambda c: statements.list_transactions(c, query))
+
+    async def count_by_status(self) -> dict[Status, int]:
+        return await self._read(statements.count_by_status)
+
+    async def force_stop(self, gid: str, *, now_us: int, reason: str) -> Stored | None:
+        return await self._write(lambda c: statements.force_stop(c, gid=gid, now_us=now_us, reason=reason))
+
+    async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
+        return await self._write(lambda c: statements.make_due(c, gid=gid, now_us=now_us))
+
+    async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
+        return await self._write(lambda c: statements.make_far_due(c, after_us=after_us, now_us=now_us, limit=limit))
+
+    async def _park_all_of(self, node_id: int, *, now_us: int, limit: int | None) -> int:
+        """Park what a fenced node owns, in transactions of a bounded size; forget the node when it owns nothing."""
+        parked = 0
+        while limit is None or parked < limit:
+            chunk = statements.CHUNK if limit is None else min(statements.CHUNK, limit - parked)
+            count = await self._write(partial(statements.park_all_of, node_id=node_id, now_us=now_us, limit=chunk))
+            parked += count
+            if count < chunk:
+                await self._write(lambda c: statements.forget_node(c, node_id=node_id))
+                break
+        return parked
+
+
+def check_schema(connection: Connection, *, label: str) -> None:
+    """Raise SchemaError unless the tables are of the version that this program is written for."""
+    found = version_of(connection)
+    if found == HEAD:
+        return
+    what = f"has schema version {found}, not {HEAD}" if found else "has no txcoord tables"
+    raise SchemaError(f"the store {label} {what}: run `txcoord db upgrade` with this store's URL, then start again")
+
+
+def _lease_us(lease_s: float) -> int:
+    return round(lease_s * MICROSECONDS)
