@@ -141,7 +141,7 @@ def _measure(setup: Bench, console: Console, *, counts: list[int], seconds: int,
     for turn in range(repeat):
         for count in counts:
             of = f" ({turn + 1} of {repeat})" if repeat > 1 else ""
-            console.print(f"{count} clients, {seconds} s{of} ...")
+            console.print(f"clients: {count}, {seconds} s{of} ...")
             runs.append(setup.measure(clients=count, seconds=seconds))
     return runs
 

@@ -34,8 +34,8 @@ class Run:
     coordinator_cpu_us: float | None
     """Per saga, all processes of the coordinator; so are the next two."""
     store_cpu_us: float | None
-    participants_cpu_us: float
-    load_cpu_us: float
+    participants_cpu_us: float | None
+    load_cpu_us: float | None
     memory_bytes: int | None
     """Resident memory of all coordinator processes at the end."""
     database_transactions: float | None
@@ -71,8 +71,8 @@ class Bench:
             sagas_per_s=load.sagas / load.seconds,
             coordinator_cpu_us=per_saga("coordinator"),
             store_cpu_us=per_saga("store"),
-            participants_cpu_us=per_saga("participants") or 0.0,
-            load_cpu_us=load.cpu_s / max(load.sagas, 1) * 1e6,
+            participants_cpu_us=per_saga("participants"),
+            load_cpu_us=load.cpu_s / load.sagas * 1e6 if load.sagas else None,
             memory_bytes=after.memory_bytes,
             database_transactions=None if batches is None or not load.sagas else batches / load.sagas,
             mean_batch=None if not batches or changes is None else changes / batches,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.machine import Machine
@@ -66,7 +67,9 @@ class Report:
         for run in self.runs:
             if run.load.errors:
                 console.print(
-                    f"[bold red]{run.clients} clients: {run.load.errors} errors, first: {run.load.first_error}"
+                    f"[bold red]clients: {run.clients}, errors: {run.load.errors}, the first:[/] "
+                    + escape(run.load.first_error),
+                    soft_wrap=True,
                 )
 
     def _row(self, runs: Sequence[Run]) -> Sequence[str]:
