@@ -1,0 +1,362 @@
+"""One endpoint (scheme, host, port): its connections, its places, its breaker.
+
+Nothing here is shared between endpoints, so that one that does not answer holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable
+from random import Random
+
+from msgspec import Struct
+
+from txcoord.dispatch.breaker import Breaker
+from txcoord.dispatch.connection import Answer, Connection, End
+from txcoord.dispatch.deadlines import Deadlines
+from txcoord.dispatch.names import Addresses
+from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.url import Url
+
+_logger = logging.getLogger(__name__)
+
+_OUR_OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+"""This process or machine has run out of something; the endpoint is not to blame."""
+
+
+class NoAnswer(Struct, frozen=True, kw_only=True):
+    """Why no HTTP answer came."""
+
+    detail: str
+    called: bool = True
+    """False: no call was made; the endpoint has too much to do, or is held off."""
+    retry_after_s: float = 0.0
+    counts: bool = True
+    """Whether the breaker counts it."""
+
+
+class Surroundings(Struct, frozen=True):
+    """What all endpoints of one dispatcher share."""
+
+    settings: DispatchSettings
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    random: Random
+    deadlines: Deadlines
+    tls: Callable[[], ssl.SSLContext]
+
+
+class Endpoint:
+    """Makes exchanges with one endpoint."""
+
+    def __init__(self, url: Url, surroundings: Surroundings) -> None:
+        self.origin = url.origin
+        self._surroundings = surroundings
+        self._settings = surroundings.settings
+        self._loop = surroundings.loop
+        self._clock = surroundings.clock
+        self._deadlines = surroundings.deadlines
+        self._host, self._port = url.host, url.port
+        self._is_tls = url.scheme == "https"
+        self._addresses = Addresses(
+            url.host, url.port, ttl_s=self._settings.name_ttl_s, loop=self._loop, clock=self._clock
+        )
+        self.breaker = Breaker(self._settings, surroundings.random)
+        self._in_flight = 0
+        self._waiters: OrderedDict[asyncio.Future[End], None] = OrderedDict()
+        self._idle: list[Connection] = []
+        self._connections: set[Connection] = set()
+        self._opening: set[asyncio.Task[Connection]] = set()
+        self._all_gone = asyncio.Event()
+        self.used_at = self._clock()
+        self._is_closed = False
+
+    @property
+    def is_busy(self) -> bool:
+        return self._in_flight > 0 or bool(self._waiters)
+
+    async def exchange(self, data: bytes, at: float, now: float) -> Answer | NoAnswer:
+        """Send one whole request and bring its answer, until `at` at the latest.
+
+        Raises nothing but the cancellation of its caller.
+        """
+        breaker = self.breaker
+        probe = False
+        if breaker.is_open:
+            probe = breaker.admit_probe(now)
+            if not probe:
+                return self._held(now)
+        try:
+            if self._in_flight < self._settings.max_in_flight:
+                self._in_flight += 1
+            elif refusal := await self._wait_for_place(at):
+                return refusal
+            try:
+                result = await self._perform(data, at, now)
+            finally:
+                self._leave_place()
+            if isinstance(result, Answer):
+                probe = False
+                if breaker.failures:
+                    self._note_success()
+            elif result.counts:
+                self._note_failure(probe, result.detail)
+                probe = False
+            return result
+        finally:
+            if probe:
+                breaker.withdrawn()
+
+    async def _perform(self, data: bytes, at: float, now: float) -> Answer | NoAnswer:
+        connection = self._take_idle(now)
+        is_reused = connection is not None
+        while True:
+            if connection is None:
+                opened = await self._open(at)
+                if isinstance(opened, NoAnswer):
+                    return opened
+                connection = opened
+                if not connection.is_usable():
+                    return NoAnswer(detail=f"{self.origin}: {connection.flaw or 'it closed the connection at once'}")
+            waiter: asyncio.Future[End] = self._loop.create_future()
+            slot = self._deadlines.add(waiter, at)
+            end = None
+            try:
+                connection.send(data, waiter)
+                end = await waiter
+            finally:
+                slot.discard(waiter)
+                if end is not End.DONE:
+                    # Timed out, cancelled or broken: what might still come belongs to nobody.
+                    connection.abort()
+            if end is End.DONE:
+                answer = connection.answer()
+                self._keep_or_close(connection)
+                return answer
+            if end is End.LOST and is_reused and not connection.received and not self._is_closed:
+                # The other side closed a kept-alive connection while our request was on its
+                # way: nothing says that it was looked at. Once more, on a connection of our own.
+                connection, is_reused = None, False
+                continue
+            if end is End.LOST:
+                return NoAnswer(detail=f"{self.origin}: {connection.flaw}")
+            if end is End.TIMED_OUT:
+                return NoAnswer(detail=f"{self.origin}: no whole answer came in time")
+            return self._closed()
+
+    # ---- connections
+
+    def _take_idle(self, now: float) -> Connection | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.is_usable():
+                if connection.idle_since + self._settings.keep_alive_idle_s > now:
+                    return connection
+                connection.close()
+        return None
+
+    def _keep_or_close(self, connection: Connection) -> None:
+        if (
+            connection.may_be_kept
+            and connection.is_usable()
+            and connection.is_drained()
+            and len(self._idle) < self._settings.max_idle
+        ):
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._note_if_gone()
+
+    async def _open(self, at: float) -> Connection | NoAnswer:
+        limit_s = self._settings.connect_timeout_s
+        by = min(at, self._clock() + limit_s)
+        waiter: asyncio.Future[End] = self._loop.create_future()
+        task = self._loop.create_task(self._connect(by))
+        self._opening.add(task)
+
+        def opened(task: asyncio.Task[Connection]) -> None:
+            self._opening.discard(task)
+            self._note_if_gone()
+            if not waiter.done():
+                waiter.set_result(End.DONE)
+            elif not task.cancelled() and task.exception() is None:
+                task.result().abort()
+
+        task.add_done_callback(opened)
+        slot = self._deadlines.add(waiter, by)
+        try:
+            end = await waiter
+        finally:
+            slot.discard(waiter)
+            if not task.done():
+                task.cancel()
+        if end is End.TIMED_OUT:
+            return NoAnswer(detail=f"{self.origin}: no connection was made in time (at most {limit_s:g} s)")
+        if task.cancelled():
+            return self._closed()
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, OSError):
+            return self._no_connection(error)
+        return NoAnswer(detail=f"{self.origin}: no connection could be made ({type(error).__name__})", counts=False)
+
+    def _no_connection(self, error: OSError) -> NoAnswer:
+        is_ours = error.errno in _OUR_OWN_ERRORS and not isinstance(error, (socket.gaierror, ssl.SSLError))
+        return NoAnswer(detail=f"{self.origin}: no connection could be made ({_words_for(error)})", counts=not is_ours)
+
+    async def _connect(self, by: float) -> Connection:
+        addresses = await self._addresses.get()
+        context = self._surroundings.tls() if self._is_tls else None
+        for index, address in enumerate(addresses):
+            # An address that swallows packets must leave time for the next one.
+            share_s = max(0.01, (by - self._clock()) / (len(addresses) - index))
+            try:
+                async with asyncio.timeout(share_s):
+                    _, connection = await self._loop.create_connection(
+                        lambda: Connection(self._settings, self._forget),
+                        address,
+                        self._port,
+                        ssl=context,
+                        server_hostname=self._host if context else None,
+                    )
+            except OSError:
+                if index == len(addresses) - 1:
+                    self._addresses.forget()
+                    raise
+            else:
+                self._addresses.prefer(address)
+                if not connection.is_lost:
+                    self._connections.add(connection)
+                return connection
+        raise AssertionError("a name resolves to at least one address")
+
+    # ---- places
+
+    async def _wait_for_place(self, at: float) -> NoAnswer | None:
+        """Wait for one of the places, first come first served; None: it is the caller's."""
+        if len(self._waiters) >= self._settings.max_waiting:
+            return self._not_called(f"{len(self._waiters)} calls wait for it already")
+        waiter: asyncio.Future[End] = self._loop.create_future()
+        self._waiters[waiter] = None
+        slot = self._deadlines.add(waiter, at)
+        try:
+            end = await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.result() is End.DONE:
+                self._leave_place()
+            raise
+        finally:
+            slot.discard(waiter)
+            self._waiters.pop(waiter, None)
+        if end is End.DONE:
+            return None
+        if end is End.HELD:
+            return self._held(self._clock())
+        if end is End.TIMED_OUT:
+            return self._not_called(
+                f"all {self._settings.max_in_flight} places for calls were taken until its time was up"
+            )
+        return self._closed()
+
+    def _leave_place(self) -> None:
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():
+                # The place is handed on, so that no newcomer takes it in between.
+                waiter.set_result(End.DONE)
+                return
+        self._in_flight -= 1
+
+    def _dismiss_waiters(self, end: End) -> None:
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():
+                waiter.set_result(end)
+
+    # ---- the breaker
+
+    def _note_success(self) -> None:
+        if self.breaker.succeeded():
+            _logger.warning("endpoint %s answers again", self.origin)
+
+    def _note_failure(self, probe: bool, detail: str) -> None:
+        now = self._clock()
+        if self.breaker.failed(now, probe=probe):
+            failures = self.breaker.failures
+            _logger.warning(
+                "endpoint %s is held off after %d calls without an answer: %s", self.origin, failures, detail
+            )
+            self._dismiss_waiters(End.HELD)
+
+    # ---- refusals
+
+    def _held(self, now: float) -> NoAnswer:
+        failures, wait_s = self.breaker.failures, self.breaker.retry_after_s(now)
+        return NoAnswer(
+            detail=f"{self.origin}: not called, it is held off after {failures} calls in a row without an answer",
+            called=False,
+            retry_after_s=wait_s,
+            counts=False,
+        )
+
+    def _not_called(self, why: str) -> NoAnswer:
+        wait_s = self._settings.breaker_hold_s * self._surroundings.random.uniform(0.5, 1.5)
+        return NoAnswer(detail=f"{self.origin}: not called, {why}", called=False, retry_after_s=wait_s, counts=False)
+
+    def _closed(self) -> NoAnswer:
+        return NoAnswer(detail=f"{self.origin}: the coordinator is stopping", counts=False)
+
+    # ---- housekeeping
+
+    def tidy(self, now: float) -> None:
+        """Close connections that have been idle for too long."""
+        too_old = now - self._settings.keep_alive_idle_s
+        for connection in [each for each in self._idle if each.idle_since <= too_old]:
+            self._idle.remove(connection)
+            connection.close()
+
+    def end(self) -> None:
+        """End everything at once; exchanges under way end with `NoAnswer`."""
+        self._is_closed = True
+        self._dismiss_waiters(End.CLOSED)
+        self._addresses.close()
+        for task in self._opening:
+            task.cancel()
+        for connection in self._connections:
+            connection.abort(End.CLOSED)
+        self._note_if_gone()
+
+    async def gone(self) -> None:
+        """After `end`: wait until the connections are gone."""
+        await self._all_gone.wait()
+
+    def _note_if_gone(self) -> None:
+        if self._is_closed and not self._connections and not self._opening:
+            self._all_gone.set()
+
+
+def _words_for(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "its name does not resolve"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason}"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return (errno.errorcode.get(error.errno, "") if error.errno else "") or type(error).__name__
