@@ -11,6 +11,8 @@ class Call(Struct, frozen=True):
     """Call these branch operations now (positions in `GlobalTransaction.branches`)."""
 
     ops: tuple[int, ...]
+    needs_record: bool = False
+    """The results known so far have to be durable before the calls begin."""
 
 
 class MoveTo(Struct, frozen=True):

@@ -62,14 +62,17 @@ OVER = {"deadline_us": NOON_US, "options": TWO_SECONDS}
         pytest.param(
             make_saga("PPPPPP", concurrent=True, orders={2: (0, 1)}),
             (),
-            Call((A1, A2)),
+            Call((A1, A2), needs_record=True),
             id="orders: predecessors first",
         ),
         pytest.param(
             make_saga("PSPPPP", concurrent=True, orders={2: (0, 1)}), (A2,), Wait(None), id="orders: both needed"
         ),
         pytest.param(
-            make_saga("PSPSPP", concurrent=True, orders={2: (0, 1)}), (), Call((A3,)), id="orders: both there"
+            make_saga("PSPSPP", concurrent=True, orders={2: (0, 1)}),
+            (),
+            Call((A3,), needs_record=True),
+            id="orders: both there",
         ),
         pytest.param(make_saga("PPPP", orders={1: (0,)}), (), Call((A1,)), id="orders that repeat the sequence"),
         pytest.param(make_saga("PPPP", deadline_us=LATER_US), (A1,), Wait(LATER_US), id="looks up at the deadline"),
@@ -85,7 +88,12 @@ OVER = {"deadline_us": NOON_US, "options": TWO_SECONDS}
             Wait(LATER_US - 1),
             id="the retry before the deadline",
         ),
-        pytest.param(make_saga("PPPP", deadline_us=NOON_US + 1), (), Call((A1,)), id="just before the deadline"),
+        pytest.param(
+            make_saga("PPPP", deadline_us=NOON_US + 1),
+            (),
+            Call((A1,), needs_record=True),
+            id="just before the deadline",
+        ),
     ],
 )
 def test_forward(saga: GlobalTransaction, in_flight: tuple[int, ...], expected: Decision) -> None:
@@ -139,7 +147,7 @@ def test_forward(saga: GlobalTransaction, in_flight: tuple[int, ...], expected: 
         pytest.param(
             make_saga("PSPP", failures={A2: 1}, options=Options(retry_limit=1)),
             (),
-            Call((A2,)),
+            Call((A2,), needs_record=True),
             id="retry limit: n failures leave one more call",
         ),
         pytest.param(make_saga("PPPP", failures={A1: 1000}), (), Call((A1,)), id="no retry limit: for ever"),
@@ -221,6 +229,24 @@ def test_turning_round(saga: GlobalTransaction, in_flight: tuple[int, ...], expe
 )
 def test_backward(saga: GlobalTransaction, in_flight: tuple[int, ...], expected: Decision) -> None:
     assert decide(saga, NOON_US, in_flight) == expected
+
+
+@pytest.mark.parametrize(
+    ("saga", "needs_record"),
+    [
+        pytest.param(make_saga("PSPP"), False, id="only the action itself can turn it"),
+        pytest.param(make_saga("PSPP", deadline_us=LATER_US), True, id="the deadline can"),
+        pytest.param(make_saga("PSPP", options=Options(retry_limit=1)), True, id="another action's retries can"),
+        pytest.param(make_saga("PSPP", concurrent=True, orders={1: (0,)}), True, id="a sibling can"),
+        pytest.param(
+            make_saga("PSPP", concurrent=True, deadline_us=LATER_US), False, id="every step is reached anyway"
+        ),
+    ],
+)
+def test_successes_are_on_record_before_what_builds_on_them_where_a_loss_would_hide_it(
+    saga: GlobalTransaction, needs_record: bool
+) -> None:
+    assert decide(saga, NOON_US) == Call((A2,), needs_record=needs_record)
 
 
 @pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.FAILED])

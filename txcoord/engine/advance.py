@@ -65,12 +65,15 @@ class Advancer:
             now_us = self._clock.now_us()
             decision = decide(live.tx, now_us, live.in_flight)
             match decision:
-                case Call(ops):
+                case Call(ops, needs_record):
                     if self.is_draining:
                         if live.in_flight:
                             await self._wait(live, None)
                             continue
                         return await self._park(live, now_us)
+                    if needs_record and live.has_unsaved_results:
+                        await self._save(live)
+                        continue
                     await self._call(live, ops)
                 case MoveTo():
                     # Durable before anything is done because of it: a restart must find
@@ -96,6 +99,7 @@ class Advancer:
                     assert_never(unknown)
 
     async def _save(self, live: LiveTransaction, *, park: bool = False) -> None:
+        live.has_unsaved_results = False
         applied = await self._journal.write(Save(tx=live.tx, epoch=live.epoch, park=park))
         if applied is not Applied.DONE:
             raise LeaseLostError(f"{live.tx.gid} was taken over: epoch {live.epoch} has passed")
@@ -179,8 +183,8 @@ class Advancer:
     # -- records ---------------------------------------------------------------------
 
     def _record_ended(self, live: LiveTransaction) -> None:
-        """Record the results of calls that have ended. Posted, not waited for: nothing that
-        follows is done because of them until a change of status stores them with it."""
+        """Record the results of calls that have ended. Posted, not waited for: what must not
+        happen before they are durable (a change of status, a call that needs the record) waits itself."""
         now_us = self._clock.now_us()
         changed = {
             position: self._recorded(live, live.tx.branches[position], began_us, result, now_us)
@@ -230,6 +234,7 @@ class Advancer:
         branches = list(live.tx.branches)
         for position, op in changed.items():
             branches[position] = op
+        live.has_unsaved_results = True
         live.tx = live.tx.replace(branches=tuple(branches), updated_us=self._clock.now_us())
 
 

@@ -22,6 +22,7 @@ class LiveTransaction:
         "creation",
         "ended",
         "epoch",
+        "has_unsaved_results",
         "in_flight",
         "is_recovered",
         "task",
@@ -35,6 +36,8 @@ class LiveTransaction:
         self.tx = tx
         self.epoch = epoch
         self.is_recovered = is_recovered
+        self.has_unsaved_results = False
+        """Results were recorded since the last save that was waited for."""
         self.in_flight: set[int] = set()
         self.ended: dict[int, tuple[int, CallResult]] = {}
         """Position → when the call began, and what it came to; not yet recorded."""

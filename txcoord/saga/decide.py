@@ -10,6 +10,12 @@ is not "never called": the call may have been under way when a coordinator stopp
 never was called, the participant's barrier makes the compensation empty. A late success
 of an action that was under way at the turn adds no step.
 
+A result may be lost with the process that knew it, and its action is called again. If the
+saga turned round then, the steps behind that action would not count as reached, though
+they may have been called. So where a saga can turn for another reason than the answer of
+the one action that it waits for, an action is called only once the successes that allow
+it are on record.
+
 Backward, nothing is compensated before every action under way has ended or timed out, so
 that a compensation never overtakes its action on our side. Then the reached steps are
 compensated against the order of the actions. A compensation is repeated until it succeeds:
@@ -66,7 +72,7 @@ def _decide_forward(saga: GlobalTransaction, now_us: int, in_flight: Collection[
     if reason:
         return MoveTo(Status.ABORTING, reason=reason[:REASON_LENGTH], reached=_reached(actions, runnable))
     waiting = [action_of(step) for step in runnable if action_of(step) not in in_flight]
-    return _call_or_wait(saga, waiting, now_us, deadline_us=saga.deadline_us)
+    return _call_or_wait(saga, waiting, now_us, deadline_us=saga.deadline_us, needs_record=_may_lose_reach(saga))
 
 
 def _decide_backward(saga: GlobalTransaction, now_us: int, in_flight: Collection[int]) -> Decision:
@@ -84,18 +90,29 @@ def _decide_backward(saga: GlobalTransaction, now_us: int, in_flight: Collection
     waiting = [
         compensation_of(step) for step in sorted(outstanding - held_back) if compensation_of(step) not in in_flight
     ]
-    return _call_or_wait(saga, waiting, now_us, deadline_us=None)
+    return _call_or_wait(saga, waiting, now_us, deadline_us=None, needs_record=False)
 
 
-def _call_or_wait(saga: GlobalTransaction, waiting: Sequence[int], now_us: int, *, deadline_us: int | None) -> Decision:
+def _call_or_wait(
+    saga: GlobalTransaction, waiting: Sequence[int], now_us: int, *, deadline_us: int | None, needs_record: bool
+) -> Decision:
     due = tuple(position for position in waiting if saga.branches[position].due_us <= now_us)
     if due:
-        return Call(due)
+        return Call(due, needs_record=needs_record)
     return Wait(_earliest([*(saga.branches[position].due_us for position in waiting), deadline_us]))
 
 
 def _earliest(instants: Iterable[int | None]) -> int | None:
     return min((instant for instant in instants if instant is not None), default=None)
+
+
+def _may_lose_reach(saga: GlobalTransaction) -> bool:
+    """Say whether the saga could turn round while an action whose success was lost is called again."""
+    options = saga.options
+    if options.concurrent:
+        # Without orders every step counts as reached in any case.
+        return bool(options.orders)
+    return saga.deadline_us is not None or options.retry_limit > 0
 
 
 def _runnable(saga: GlobalTransaction, actions: Sequence[BranchOp]) -> Sequence[int]:
