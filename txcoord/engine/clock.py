@@ -40,7 +40,7 @@ class SystemClock:
 
 
 async def sleep_until(clock: Clock, instant_us: int, *, wake: asyncio.Event | None = None) -> None:
-    """Sleep until the instant, or until `wake` is set."""
+    """Sleep until the instant, or until `wake` is set. `wake` is set afterwards in either case."""
     event = wake if wake is not None else asyncio.Event()
     timer = clock.call_at(instant_us, event.set)
     try:

@@ -69,7 +69,8 @@ class Engine:
         self._must_reconcile = False
         self._taking_over = asyncio.Lock()
         """Held from a take-over in the store until its transactions are live here."""
-        self._rejoin = asyncio.Event()
+        self._lease_is_lost = False
+        self._wake_keeper = asyncio.Event()
         self._none_live = asyncio.Event()
         self._none_live.set()
 
@@ -323,20 +324,24 @@ class Engine:
 
     def _lose_lease(self) -> None:
         """Drop everything: from here on somebody else may own it. Then join again."""
-        if self._rejoin.is_set():
+        if self._lease_is_lost:
             return
         log.error("node lease lost", node=self._node_id, live=len(self._live))
-        self._rejoin.set()
+        self._lease_is_lost = True
+        self._wake_keeper.set()
 
     async def _keep_lease(self) -> None:
         interval_us = int(self._settings.lease_s / 3 * MICROSECONDS)
         while True:
             await self._attempt(self._release_dead)
-            await sleep_until(self._clock, self._clock.now_us() + interval_us, wake=self._rejoin)
-            if self._rejoin.is_set() or not await self._attempt_renewal():
-                self._rejoin.set()
+            self._wake_keeper.clear()
+            if not self._lease_is_lost:
+                await sleep_until(self._clock, self._clock.now_us() + interval_us, wake=self._wake_keeper)
+            if not self._lease_is_lost and not await self._attempt_renewal():
+                self._lose_lease()
+            if self._lease_is_lost:
                 await self._join_again()
-                self._rejoin.clear()
+                self._lease_is_lost = False
             if self._must_reconcile:
                 await self._attempt(self._reconcile)
 
