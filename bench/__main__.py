@@ -49,7 +49,8 @@ and load generator share this machine's cores. A warm-up of 2 s before each run 
   the machine is full; where they do not, something waits: for the disk, or for one busy core.
 * **db transactions per saga, mean batch**: how well the group commit gathers. One client cannot share a commit: 2 or
   more per saga. Many clients should be far below 1.
-* **fsync** below the table bounds what one client can reach. A store in memory (tmpfs) is marked: not durable.
+* **fsync**: time to sync 4 KiB where the store lies, just before the run. It bounds what one client can reach, and
+  two runs compare only if it is alike. A store in memory (tmpfs) is marked: not durable.
 
 The first run after a pause of a laptop or virtual machine is often off: use `--repeat 3` (the row is the run with the
 median throughput, ± half the span) and leave the machine alone meanwhile. Figures of different machines do not compare.

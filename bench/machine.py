@@ -7,10 +7,7 @@ import os
 import platform
 import re
 import sqlite3
-import statistics
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,8 +33,6 @@ class Machine:
     python: str
     file_system: str | None
     """Of the folder in which the store lies; None: the store is not ours."""
-    fsync_us: float | None
-    """Median of writing 4 KiB and syncing it there. A commit cannot be faster."""
     versions: dict[str, str]
 
     @property
@@ -58,7 +53,6 @@ def describe_machine(store: RunningStore | None) -> Machine:
         system=_first_match(Path("/etc/os-release"), r'PRETTY_NAME="(.+)"') or platform.system(),
         python=platform.python_version(),
         file_system=_output(["stat", "--file-system", "--format", "%T", str(store.folder)]) if store else None,
-        fsync_us=round(_fsync_us(store.folder), 1) if store else None,
         versions=dict(_versions(store)),
     )
 
@@ -72,18 +66,6 @@ def _versions(store: RunningStore | None) -> Iterator[tuple[str, str]]:
         yield "sqlite", sqlite3.sqlite_version
     yield "nginx", _version_in(_output([str(program("nginx", package="nginx")), "-v"]))
     yield "wrk", _version_in(_output([str(program("wrk", package="wrk")), "-v"]))
-
-
-def _fsync_us(folder: Path) -> float:
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        times = []
-        for _ in range(100):
-            start = time.perf_counter()
-            file.write(b"x" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
 
 
 def _first_match(file: Path, pattern: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,8 @@ class Run:
     """Per saga: below 1 where several sagas share a commit."""
     mean_batch: float | None
     """Changes in one database transaction. (The two writes that a saga waits for are two changes.)"""
+    fsync_us: float | None
+    """Median of writing 4 KiB where the store lies and syncing it, just before. A commit cannot be faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,7 @@ class Bench:
 
     def measure(self, *, clients: int, seconds: int) -> Run:
         """Warm up, then load for some seconds, and look at every process before and after."""
+        fsync_us = None if self.store is None else _fsync_us(self.store.folder)
         self._load(clients=clients, seconds=WARM_UP_S)
         before = self._look()
         load = self._load(clients=clients, seconds=seconds)
@@ -76,6 +82,7 @@ class Bench:
             memory_bytes=after.memory_bytes,
             database_transactions=None if batches is None or not load.sagas else batches / load.sagas,
             mean_batch=None if not batches or changes is None else changes / batches,
+            fsync_us=fsync_us,
         )
 
     def profile(self, file: Path, *, clients: int, seconds: int) -> None:
@@ -145,6 +152,18 @@ def _memory_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def _fsync_us(folder: Path) -> float:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        times = []
+        for _ in range(50):
+            start = time.perf_counter()
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Report:
             table.add_column(heading, justify="right")
         for heading in ("coordinator", "store", "participants", "load"):
             table.add_column(f"CPU µs/saga\n{heading}", justify="right")
-        for heading in ("memory\nMiB", "db transactions\nper saga", "mean\nbatch"):
+        for heading in ("memory\nMiB", "db transactions\nper saga", "mean\nbatch", "fsync\nµs"):
             table.add_column(heading, justify="right")
         for clients in dict.fromkeys(run.clients for run in self.runs):
             table.add_row(*self._row([run for run in self.runs if run.clients == clients]))
@@ -54,7 +54,7 @@ class Report:
             f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB; "
             f"{machine.system}, Linux {machine.kernel}; "
             f"Python {machine.python}; "
-            + (f"store on {machine.file_system}, fsync {machine.fsync_us:.0f} µs; " if machine.fsync_us else "")
+            + (f"store on {machine.file_system}; " if machine.file_system else "")
             + f"commit {machine.commit}; {machine.measured_at}",
             soft_wrap=True,
         )
@@ -91,6 +91,7 @@ class Report:
             _number(None if run.memory_bytes is None else run.memory_bytes / 2**20, ".0f"),
             _number(run.database_transactions, ".3f"),
             _number(run.mean_batch, ".1f"),
+            _number(run.fsync_us, ".0f"),
         )
 
 
