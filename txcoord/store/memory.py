@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from txcoord.errors import LeaseLostError, StoreUnavailableError
 from txcoord.model import MICROSECONDS, BranchOp, GlobalTransaction, Status
 from txcoord.store.base import Applied, Change, Create, ListQuery, Owned, Save, Stored
+from txcoord.store.codec import clean_text
 
 PARKED = 0
 
@@ -173,7 +174,11 @@ class MemoryStore:
                 return None
             if row.owner is not None:
                 stopped = row.tx.replace(
-                    status=Status.FAILED, rollback_reason=reason, due_us=None, updated_us=now_us, finished_us=now_us
+                    status=Status.FAILED,
+                    rollback_reason=clean_text(reason),
+                    due_us=None,
+                    updated_us=now_us,
+                    finished_us=now_us,
                 )
                 self._rows[gid] = replace(row, tx=stopped, owner=None, epoch=row.epoch + 1)
             return row.stored()
@@ -278,8 +283,8 @@ def _changed(old: GlobalTransaction, change: Save) -> GlobalTransaction:
         due_us=new.due_us,
         updated_us=new.updated_us,
         finished_us=new.finished_us,
-        rollback_reason=new.rollback_reason,
-        result=new.result,
+        rollback_reason=clean_text(new.rollback_reason),
+        result=clean_text(new.result),
     )
 
 

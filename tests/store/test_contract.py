@@ -1,0 +1,810 @@
+"""What `txcoord.store.base.Store` promises, shown on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import select
+
+from tests.sagas import NOON_US, make_saga
+from tests.store.databases import connected, waits_for_lock
+from txcoord.errors import LeaseLostError, StoreUnavailableError
+from txcoord.model import Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
+from txcoord.store.base import Applied, Create, ListQuery, Save, Store, Stored
+from txcoord.store.sql import tables
+from txcoord.store.url import open_store
+
+LATER_US = NOON_US + 60_000_000
+
+_tokens = itertools.count(1)
+
+
+def saga(gid: str = "g1", **changes: object) -> GlobalTransaction:
+    return make_saga(gid=gid).replace(**changes)
+
+
+def create(tx: GlobalTransaction, *, parked: bool = False) -> Create:
+    return Create(tx=tx, token=next(_tokens), parked=parked)
+
+
+async def join(store: Store, name: str = "a") -> int:
+    return await store.join(name=name, lease_s=600)
+
+
+async def let_lease_end(store: Store, node_id: int) -> None:
+    # It ends at the moment it is prolonged to, by the clock of the store.
+    assert await store.renew(node_id, lease_s=0)
+
+
+async def created(store: Store, node_id: int, *transactions: GlobalTransaction, parked: bool = False) -> None:
+    applied = await store.apply(node_id, [create(tx, parked=parked) for tx in transactions])
+    assert set(applied) == {Applied.DONE}
+
+
+async def found(store: Store, gid: str) -> Stored:
+    stored = await store.find(gid)
+    assert stored is not None
+    return stored
+
+
+async def gids(store: Store, **filters: object) -> Sequence[str]:
+    listed = await store.list_transactions(ListQuery(**{"limit": 100, **filters}))  # type: ignore[arg-type]
+    return [stored.tx.gid for stored in listed]
+
+
+RICH = saga(
+    "rich",
+    pattern=Pattern.SAGA,
+    branches=(
+        BranchOp(branch_id="01", op=Op.COMPENSATE, url="http://p/undo?x=1&y=%s", payload=b'{"a": 1}'),
+        BranchOp(
+            branch_id="01",
+            op=Op.ACTION,
+            url="http://p/do",
+            payload=b'{"a": 1}',
+            status=OpStatus.FAILED,
+            reached=True,
+            failures=3,
+            due_us=NOON_US + 1,
+            finished_us=NOON_US + 2,
+            attempts=(
+                Attempt(at_us=NOON_US, duration_us=17, outcome=Outcome.UNKNOWN, detail="connection refused"),
+                Attempt(at_us=NOON_US + 1, duration_us=1, outcome=Outcome.FAILURE, code=409, detail='{"a":"\\"\'"}'),
+            ),
+        ),
+        BranchOp(branch_id="02", op=Op.ACTION, url="", payload=b""),
+    ),
+    options=Options(
+        wait_result=True,
+        timeout_to_fail_s=1,
+        request_timeout_s=2,
+        retry_interval_s=3,
+        retry_limit=4,
+        branch_headers={"X-Ünïcode": "'quoted\" \\ 😀 %s"},
+        concurrent=True,
+        orders={1: (0,), 2: (0, 1)},
+    ),
+    protocol="grpc",
+    query_prepared="http://p/query",
+    custom_data='{"concurrent":true,"text":"\\u0000 😀"}',
+    created_us=NOON_US + 123_456,
+    updated_us=NOON_US + 123_457,
+    deadline_us=NOON_US + 999_999,
+    due_us=NOON_US + 5,
+)
+
+
+# -- finding -------------------------------------------------------------------------
+
+
+async def test_what_was_created_is_found_as_it_was(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, RICH)
+
+    stored = await found(store, "rich")
+
+    assert stored.tx == RICH
+    assert (stored.owner, stored.epoch) == (node, 1)
+    assert stored.id > 0
+
+
+async def test_an_unknown_gid_is_not_found(store: Store) -> None:
+    assert await store.find("nowhere") is None
+    assert await store.find("") is None
+    assert await store.find("zero\0byte") is None
+    assert await store.find("surrogate\ud800") is None
+    assert await store.find("x" * 5000) is None
+
+
+async def test_gids_are_compared_exactly(store: Store) -> None:
+    node = await join(store)
+    alike = [
+        "order-1",
+        "Order-1",
+        "ORDER-1",
+        "order-\u00e9",
+        "order-e\u0301",
+        "order-e",
+        "order-ß",
+        "order-ss",
+        "😀",
+        "%s'\\\"",
+    ]
+    await created(store, node, *[saga(gid) for gid in alike])
+
+    assert [(await found(store, gid)).tx.gid for gid in alike] == alike
+    assert await store.find("g-1 ") is None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"zero \0 byte", id="NUL"),
+        pytest.param(b"\xff\xfe\x00\x80", id="not UTF-8"),
+        pytest.param(b"\xed\xa0\x80", id="surrogate in UTF-8"),
+        pytest.param("😀 ü".encode(), id="emoji"),
+        pytest.param(b"'; DROP TABLE node; -- \" ` \\ \\' \\\\", id="quotes and backslashes"),
+        pytest.param(b"%s %(x)s %d %% :name ? $1 {}", id="placeholders"),
+        pytest.param(b"\x01\x1a\x7f\r\n\t", id="control characters"),
+        pytest.param(b'{"base64":"YQ=="}', id="looks like our mark"),
+        pytest.param(bytes(range(256)) * 4096, id="1 MiB of bytes"),
+        pytest.param(b"'\\" * (512 * 1024), id="1 MiB that is all escaped"),
+    ],
+)
+async def test_payloads_come_back_byte_by_byte(store: Store, payload: bytes) -> None:
+    node = await join(store)
+    others = (b"before", payload, payload, b"", payload, b"after")
+    branches = tuple(BranchOp(branch_id=f"{i:02}", op=Op.ACTION, url="u", payload=p) for i, p in enumerate(others))
+    await created(store, node, saga(branches=branches))
+
+    assert (await found(store, "g1")).tx.branches == branches
+
+
+async def test_texts_that_databases_choke_on_do_not_break_a_batch(store: Store) -> None:
+    node = await join(store)
+    nasty = "a\0b\x01\x1a\ud800 '\"\\ %s 😀"
+    attempt = Attempt(at_us=1, duration_us=1, outcome=Outcome.UNKNOWN, detail=nasty)
+    branch = BranchOp(branch_id="01", op=Op.ACTION, url="u", attempts=(attempt,), failures=1)
+    await created(store, node, saga("g1", branches=(branch,)), saga("g2"))
+
+    applied = await store.apply(
+        node,
+        [
+            Save(tx=saga("g1", branches=(branch,), rollback_reason=nasty, result=nasty), epoch=1),
+            Save(tx=saga("g2", rollback_reason="plain"), epoch=1),
+        ],
+    )
+
+    assert applied == [Applied.DONE, Applied.DONE]
+    tx = (await found(store, "g1")).tx
+    assert tx.rollback_reason == tx.result == "a\ufffdb\x01\x1a\ufffd '\"\\ %s 😀"
+    assert "'\"\\ %s 😀" in tx.branches[0].attempts[0].detail
+    assert (await found(store, "g2")).tx.rollback_reason == "plain"
+
+
+async def test_a_transaction_may_have_a_thousand_branches(store: Store) -> None:
+    node = await join(store)
+    branches = tuple(
+        BranchOp(branch_id=f"{i:02}", op=Op.ACTION, url=f"http://p/{i}", payload=b"%d" % i) for i in range(1000)
+    )
+    await created(store, node, saga(branches=branches))
+    done = tuple(branch.replace(status=OpStatus.SUCCEEDED, finished_us=NOON_US) for branch in branches)
+
+    assert await store.apply(node, [Save(tx=saga(branches=done), epoch=1)]) == [Applied.DONE]
+    assert (await found(store, "g1")).tx.branches == done
+
+
+async def test_a_batch_may_be_larger_than_a_packet(store: Store) -> None:
+    node = await join(store)
+    payload = b"'" * (1024 * 1024)
+    large = [
+        saga(f"g{i}", branches=(BranchOp(branch_id="01", op=Op.ACTION, url="u", payload=payload),)) for i in range(20)
+    ]
+    await created(store, node, *large)
+
+    assert (await found(store, "g19")).tx == large[19]
+
+
+# -- the journal ---------------------------------------------------------------------
+
+
+async def test_a_batch_answers_for_each_change_in_order(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga("there"), saga("saved"), saga("moved"))
+
+    applied = await store.apply(
+        node,
+        [
+            Save(tx=saga("saved", status=Status.ABORTING), epoch=1),
+            create(saga("there", status=Status.ABORTING)),
+            create(saga("new")),
+            Save(tx=saga("moved", status=Status.ABORTING), epoch=7),
+            Save(tx=saga("gone"), epoch=1),
+        ],
+    )
+
+    assert applied == [Applied.DONE, Applied.EXISTS, Applied.DONE, Applied.LEASE_LOST, Applied.LEASE_LOST]
+    statuses = {gid: (await found(store, gid)).tx.status for gid in ("saved", "there", "new", "moved")}
+    assert statuses == {
+        "saved": Status.ABORTING,
+        "there": Status.SUBMITTED,
+        "new": Status.SUBMITTED,
+        "moved": Status.SUBMITTED,
+    }
+    assert await store.find("gone") is None
+
+
+async def test_an_empty_batch_checks_the_lease(store: Store) -> None:
+    node = await join(store)
+
+    assert list(await store.apply(node, [])) == []
+    await let_lease_end(store, node)
+    with pytest.raises(LeaseLostError):
+        await store.apply(node, [])
+
+
+async def test_a_save_writes_what_may_change_and_nothing_else(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, RICH)
+    branches = tuple(
+        branch.replace(url="changed", payload=b"changed", status=OpStatus.SUCCEEDED, failures=0, attempts=())
+        for branch in RICH.branches
+    )
+    tx = RICH.replace(
+        status=Status.ABORTING,
+        branches=branches,
+        options=Options(),
+        custom_data="changed",
+        query_prepared="changed",
+        protocol="http",
+        created_us=1,
+        deadline_us=1,
+        updated_us=LATER_US,
+        due_us=LATER_US + 1,
+        rollback_reason="out of stock",
+        result="result",
+    )
+
+    assert await store.apply(node, [Save(tx=tx, epoch=1)]) == [Applied.DONE]
+
+    stored = await found(store, "rich")
+    assert (stored.owner, stored.epoch) == (node, 1)
+    assert stored.tx == RICH.replace(
+        status=Status.ABORTING,
+        branches=tuple(
+            old.replace(status=OpStatus.SUCCEEDED, failures=0, attempts=(), reached=old.reached)
+            for old in RICH.branches
+        ),
+        updated_us=LATER_US,
+        due_us=LATER_US + 1,
+        rollback_reason="out of stock",
+        result="result",
+    )
+
+
+async def test_a_final_status_ends_ownership(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga("won"), saga("lost"))
+
+    await store.apply(
+        node,
+        [
+            Save(tx=saga("won", status=Status.SUCCEEDED, finished_us=LATER_US), epoch=1),
+            Save(tx=saga("lost", status=Status.FAILED, finished_us=LATER_US), epoch=1),
+        ],
+    )
+
+    assert [(await found(store, gid)).owner for gid in ("won", "lost")] == [None, None]
+    assert (await found(store, "won")).tx.finished_us == LATER_US
+    assert await store.owned(node) == []
+
+
+async def test_applying_a_batch_again_is_harmless_and_answers_the_same(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, *[saga(gid) for gid in ("there", "going", "parking", "ending", "moved")])
+    batch = [
+        create(saga("new")),
+        create(saga("new parked", due_us=LATER_US), parked=True),
+        create(saga("there", status=Status.ABORTING)),
+        Save(tx=saga("going", status=Status.ABORTING), epoch=1),
+        Save(tx=saga("parking", due_us=LATER_US), epoch=1, park=True),
+        Save(tx=saga("ending", status=Status.SUCCEEDED, finished_us=LATER_US), epoch=1),
+        Save(tx=saga("moved"), epoch=2),
+    ]
+    first = await store.apply(node, batch)
+    after_first = await store.list_transactions(ListQuery(limit=100))
+
+    again = await store.apply(node, batch)
+
+    done = Applied.DONE
+    assert list(first) == [done, done, Applied.EXISTS, done, done, done, Applied.LEASE_LOST]
+    assert again == first
+    assert await store.list_transactions(ListQuery(limit=100)) == after_first
+
+
+async def test_a_batch_applied_again_does_not_undo_what_came_after_it(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, node, saga("taken"), saga("hurried"), saga("stopped"))
+    batch = [
+        Save(tx=saga("taken", due_us=NOON_US), epoch=1, park=True),
+        Save(tx=saga("hurried", due_us=LATER_US), epoch=1, park=True),
+        Save(tx=saga("stopped", due_us=LATER_US), epoch=1, park=True),
+    ]
+    await store.apply(node, batch)
+    assert [owned.tx.gid for owned in await store.take_over_due(other, now_us=NOON_US, limit=9)] == ["taken"]
+    await store.make_due("hurried", now_us=NOON_US + 7)
+    await store.force_stop("stopped", now_us=NOON_US, reason="by hand")
+
+    await store.apply(node, batch)
+
+    assert (await found(store, "taken")).owner == other
+    assert (await found(store, "hurried")).tx.due_us == NOON_US + 7
+    assert (await found(store, "stopped")).tx.status is Status.FAILED
+
+
+async def test_a_parked_creation_belongs_to_nobody(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=NOON_US), parked=True)
+
+    stored = await found(store, "g1")
+
+    assert (stored.owner, stored.epoch) == (0, 1)
+    assert await store.next_due_us() == NOON_US
+
+
+async def test_a_write_after_a_take_over_changes_nothing(store: Store, second_store: Store) -> None:
+    late, node = await join(store, "late"), await join(second_store)
+    await created(store, late, saga())
+    await let_lease_end(second_store, late)
+    assert await second_store.release_dead(now_us=NOON_US, limit=9) == 1
+    [owned] = await second_store.take_over_due(node, now_us=NOON_US, limit=9)
+
+    # Even with a lease of its own, under the old epoch.
+    assert await store.apply(node, [Save(tx=saga(status=Status.ABORTING), epoch=1)]) == [Applied.LEASE_LOST]
+    assert (await found(store, "g1")).tx.status is Status.SUBMITTED
+    assert owned.epoch > 1
+    assert await store.apply(node, [Save(tx=saga(status=Status.ABORTING), epoch=owned.epoch)]) == [Applied.DONE]
+
+
+async def test_a_node_whose_lease_has_ended_writes_nothing(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga("g1"))
+    await let_lease_end(store, node)
+
+    with pytest.raises(LeaseLostError):
+        await store.apply(node, [create(saga("g2")), Save(tx=saga("g1", status=Status.ABORTING), epoch=1)])
+    with pytest.raises(LeaseLostError):
+        await store.apply(999_999, [create(saga("g3"))])
+
+    assert await gids(store) == ["g1"]
+    assert (await found(store, "g1")).tx.status is Status.SUBMITTED
+
+
+async def test_a_lost_lease_does_not_hold_up_the_next_batch(store: Store) -> None:
+    late, node = await join(store, "late"), await join(store, "b")
+    await let_lease_end(store, late)
+    with pytest.raises(LeaseLostError):
+        await store.apply(late, [create(saga("g1"))])
+
+    await created(store, node, saga("g1"))
+    assert await store.release_dead(now_us=NOON_US, limit=9) == 0
+
+
+# -- leases --------------------------------------------------------------------------
+
+
+async def test_node_ids_are_never_given_out_twice(store: Store) -> None:
+    seen = set()
+    for _ in range(4):
+        node = await join(store)
+        assert node > 0
+        seen.add(node)
+        await store.leave(node, now_us=NOON_US)
+    assert len(seen) == 4
+
+
+async def test_a_lease_that_has_ended_is_not_revived(store: Store) -> None:
+    node = await join(store)
+    assert await store.renew(node, lease_s=600)
+    await let_lease_end(store, node)
+
+    assert not await store.renew(node, lease_s=600)
+    assert not await store.renew(999_999, lease_s=600)
+    with pytest.raises(LeaseLostError):
+        await store.apply(node, [])
+
+
+async def test_leaving_parks_what_the_node_owned(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, node, saga("mine"), saga("ended"))
+    await created(store, other, saga("not mine"))
+    await store.apply(node, [Save(tx=saga("ended", status=Status.SUCCEEDED), epoch=1)])
+
+    await store.leave(node, now_us=LATER_US)
+    await store.leave(node, now_us=LATER_US)
+
+    mine = await found(store, "mine")
+    assert (mine.owner, mine.tx.due_us) == (0, LATER_US)
+    assert mine.epoch > 1
+    assert (await found(store, "not mine")).owner == other
+    assert (await found(store, "ended")).owner is None
+    with pytest.raises(LeaseLostError):
+        await store.apply(node, [Save(tx=saga("mine"), epoch=mine.epoch)])
+
+
+async def test_leaving_parks_more_than_one_transaction_can_hold(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, *[saga(f"g{i}") for i in range(1203)])
+
+    await store.leave(node, now_us=LATER_US)
+
+    assert await store.owned(node) == []
+    assert len(await store.take_over_due(await join(store), now_us=LATER_US, limit=5000)) == 1203
+
+
+async def test_the_transactions_of_dead_nodes_are_released_a_part_at_a_time(store: Store) -> None:
+    dead, also_dead, alive = [await join(store, name) for name in "abc"]
+    await created(store, dead, saga("g1"), saga("g2"))
+    await created(store, also_dead, saga("g3"))
+    await created(store, alive, saga("g4"))
+    await let_lease_end(store, dead)
+    await let_lease_end(store, also_dead)
+
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 2
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 1
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 0
+
+    for gid in ("g1", "g2", "g3"):
+        stored = await found(store, gid)
+        assert (stored.owner, stored.tx.due_us) == (0, LATER_US)
+        assert stored.epoch > 1
+    assert (await found(store, "g4")).owner == alive
+    assert not await store.renew(dead, lease_s=600)
+
+
+async def test_a_batch_that_races_with_the_release_of_its_node_is_written_before_or_not_at_all(
+    store: Store, second_store: Store
+) -> None:
+    for turn in range(15):
+        late = await join(store, f"late {turn}")
+        gid = f"g{turn}"
+        await created(store, late, saga(gid))
+        written = NOON_US
+
+        async def write(late: int = late, gid: str = gid) -> int:
+            for number in range(1, 100_000):
+                try:
+                    [applied] = await store.apply(late, [Save(tx=saga(gid, updated_us=NOON_US + number), epoch=1)])
+                except LeaseLostError:
+                    return NOON_US + number - 1
+                assert applied is Applied.DONE
+                await asyncio.sleep(0)
+            raise AssertionError("the lease was never lost")
+
+        async def release(late: int = late, gid: str = gid, turn: int = turn) -> Stored:
+            # Another moment of the batch in each turn.
+            await asyncio.sleep(0.0005 * (turn % 5))
+            await let_lease_end(second_store, late)
+            assert await second_store.release_dead(now_us=LATER_US, limit=9) == 1
+            return await found(second_store, gid)
+
+        written, released = await asyncio.gather(write(), release())
+
+        assert released.owner == 0
+        assert released.tx.updated_us == written
+        assert await found(store, gid) == released
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_the_release_of_a_node_waits_for_its_batch_under_way(store: Store, store_url: str) -> None:
+    late = await join(store, "late")
+    await created(store, late, saga())
+    await let_lease_end(store, late)
+    async with connected(store_url) as batch:
+        # What a batch does first, and holds until it commits.
+        await batch.execute(select(tables.node.c.id).where(tables.node.c.id == late).with_for_update(read=True))
+        releasing = asyncio.create_task(store.release_dead(now_us=NOON_US, limit=9))
+        while not await waits_for_lock(store_url):
+            assert not releasing.done()
+        assert (await found(store, "g1")).owner == late
+
+    assert await releasing == 1
+    assert (await found(store, "g1")).owner == 0
+
+
+# -- recovery ------------------------------------------------------------------------
+
+
+async def test_what_is_due_is_taken_over_earliest_first(store: Store) -> None:
+    node = await join(store)
+    dues = {"third": 30, "first": 10, "later": 41, "second": 20, "fourth": 40}
+    await created(store, node, *[saga(gid, due_us=NOON_US + due) for gid, due in dues.items()], parked=True)
+    assert await store.next_due_us() == NOON_US + 10
+
+    first = await store.take_over_due(node, now_us=NOON_US + 40, limit=3)
+    second = await store.take_over_due(node, now_us=NOON_US + 40, limit=3)
+
+    assert [owned.tx.gid for owned in first] == ["first", "second", "third"]
+    assert [owned.tx.gid for owned in second] == ["fourth"]
+    assert first[0].tx == saga("first", due_us=NOON_US + 10)
+    assert {owned.epoch for owned in (*first, *second)} == {2}
+    assert sorted(await store.owned(node)) == [("first", 2), ("fourth", 2), ("second", 2), ("third", 2)]
+    assert await store.next_due_us() == NOON_US + 41
+
+
+async def test_a_microsecond_decides_what_is_due(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=NOON_US + 1), parked=True)
+
+    assert await store.take_over_due(node, now_us=NOON_US, limit=1) == []
+    assert len(await store.take_over_due(node, now_us=NOON_US + 1, limit=1)) == 1
+
+
+async def test_nothing_is_taken_that_is_owned_or_final(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga("owned", due_us=NOON_US), saga("final", due_us=NOON_US))
+    await store.apply(node, [Save(tx=saga("final", status=Status.FAILED, due_us=NOON_US), epoch=1)])
+
+    assert await store.take_over_due(node, now_us=LATER_US, limit=9) == []
+    assert await store.next_due_us() is None
+
+
+async def test_two_nodes_that_take_over_at_once_get_different_ones(store: Store, second_store: Store) -> None:
+    one, two = await join(store, "a"), await join(second_store, "b")
+    await created(store, one, *[saga(f"g{i}", due_us=NOON_US + i) for i in range(200)], parked=True)
+    taken: dict[int, list[str]] = {one: [], two: []}
+
+    async def take(store: Store, node_id: int) -> None:
+        # Skipped rows are not counted, so less than the limit does not mean that nothing is left.
+        while await store.next_due_us() is not None:
+            owned = await store.take_over_due(node_id, now_us=LATER_US, limit=7)
+            assert [item.tx.due_us for item in owned] == sorted(item.tx.due_us or 0 for item in owned)
+            taken[node_id] += [item.tx.gid for item in owned]
+
+    await asyncio.gather(take(store, one), take(second_store, two))
+
+    assert sorted(taken[one] + taken[two]) == sorted(f"g{i}" for i in range(200))
+    assert sorted(await store.owned(one)) == sorted((gid, 2) for gid in taken[one])
+
+
+async def test_a_node_without_a_lease_takes_over_nothing(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=NOON_US), parked=True)
+    await let_lease_end(store, node)
+
+    with pytest.raises(LeaseLostError):
+        await store.take_over_due(node, now_us=LATER_US, limit=1)
+    with pytest.raises(LeaseLostError):
+        await store.take_over_due(999_999, now_us=LATER_US, limit=1)
+    assert (await found(store, "g1")).owner == 0
+
+
+async def test_a_node_releases_what_it_owns_and_nothing_else(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, node, saga("mine"), saga("kept"), saga("ended"))
+    await created(store, other, saga("not mine"))
+    await store.apply(node, [Save(tx=saga("ended", status=Status.SUCCEEDED), epoch=1)])
+
+    assert await store.release(node, ["mine", "not mine", "ended", "unknown"], now_us=LATER_US) == 1
+    assert await store.release(node, [], now_us=LATER_US) == 0
+
+    stored = await found(store, "mine")
+    assert (stored.owner, stored.tx.due_us) == (0, LATER_US)
+    assert stored.epoch > 1
+    assert (await found(store, "not mine")).owner == other
+    assert [gid for gid, _ in await store.owned(node)] == ["kept"]
+
+
+# -- operators -----------------------------------------------------------------------
+
+
+async def test_stopping_by_force_fails_an_owned_one_and_its_owner_loses_it(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=NOON_US))
+    before = await found(store, "g1")
+
+    assert await store.force_stop("g1", now_us=LATER_US, reason="by\0hand") == before
+
+    after = await found(store, "g1")
+    assert after.owner is None
+    assert after.tx == before.tx.replace(
+        status=Status.FAILED, rollback_reason="by\ufffdhand", updated_us=LATER_US, finished_us=LATER_US, due_us=None
+    )
+    assert await store.apply(node, [Save(tx=saga(), epoch=1)]) == [Applied.LEASE_LOST]
+    assert await found(store, "g1") == after
+
+
+async def test_stopping_by_force_fails_a_parked_one(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(status=Status.PREPARED, due_us=NOON_US), parked=True)
+
+    await store.force_stop("g1", now_us=LATER_US, reason="by hand")
+
+    assert (await found(store, "g1")).tx.status is Status.FAILED
+    assert await store.take_over_due(node, now_us=LATER_US, limit=9) == []
+
+
+async def test_stopping_by_force_leaves_final_and_unknown_ones_alone(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga())
+    await store.apply(node, [Save(tx=saga(status=Status.SUCCEEDED, finished_us=NOON_US), epoch=1)])
+    before = await found(store, "g1")
+
+    assert await store.force_stop("g1", now_us=LATER_US, reason="by hand") == before
+    assert await found(store, "g1") == before
+    assert await store.force_stop("unknown", now_us=LATER_US, reason="by hand") is None
+
+
+async def test_a_parked_one_can_be_made_due(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=LATER_US), parked=True)
+    before = await found(store, "g1")
+
+    assert await store.make_due("g1", now_us=NOON_US) == before
+
+    after = await found(store, "g1")
+    assert (after.owner, after.tx) == (0, before.tx.replace(due_us=NOON_US, updated_us=NOON_US))
+    assert len(await store.take_over_due(node, now_us=NOON_US, limit=9)) == 1
+
+
+async def test_an_owned_one_is_not_made_due(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga(due_us=LATER_US))
+    before = await found(store, "g1")
+
+    assert await store.make_due("g1", now_us=NOON_US) == before
+    assert await found(store, "g1") == before
+    assert await store.make_due("unknown", now_us=NOON_US) is None
+
+
+async def test_of_a_final_one_only_the_time_is_noted(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga())
+    await store.apply(node, [Save(tx=saga(status=Status.SUCCEEDED), epoch=1)])
+    before = await found(store, "g1")
+
+    assert await store.make_due("g1", now_us=LATER_US) == before
+
+    after = await found(store, "g1")
+    assert (after.owner, after.tx) == (None, before.tx.replace(due_us=LATER_US, updated_us=LATER_US))
+    assert await store.take_over_due(node, now_us=LATER_US, limit=9) == []
+    assert await store.next_due_us() is None
+
+
+async def test_what_is_due_far_in_the_future_is_made_due_up_to_a_limit(store: Store) -> None:
+    node = await join(store)
+    dues = {"near": 0, "edge": 10, "far": 11, "farther": 12, "farthest": 13}
+    await created(store, node, *[saga(gid, due_us=LATER_US + due) for gid, due in dues.items()], parked=True)
+    await created(store, node, saga("owned", due_us=LATER_US + 99))
+
+    assert await store.make_far_due(after_us=LATER_US + 10, now_us=NOON_US, limit=2) == 2
+    assert await store.make_far_due(after_us=LATER_US + 10, now_us=NOON_US, limit=2) == 1
+    assert await store.make_far_due(after_us=LATER_US + 10, now_us=NOON_US, limit=2) == 0
+
+    due = await store.take_over_due(node, now_us=NOON_US, limit=9)
+    assert sorted(owned.tx.gid for owned in due) == ["far", "farther", "farthest"]
+    assert {owned.tx.updated_us for owned in due} == {NOON_US}
+    assert (await found(store, "near")).tx.due_us == LATER_US
+    assert (await found(store, "owned")).owner == node
+
+
+# -- listing and counting ------------------------------------------------------------
+
+
+async def test_transactions_are_listed_newest_first_page_by_page(store: Store) -> None:
+    node = await join(store)
+    for number in range(5):
+        await created(store, node, saga(f"g{number}"))
+
+    first = await store.list_transactions(ListQuery(limit=2))
+    second = await store.list_transactions(ListQuery(limit=2, before_id=first[-1].id))
+    third = await store.list_transactions(ListQuery(limit=2, before_id=second[-1].id))
+    end = await store.list_transactions(ListQuery(limit=2, before_id=third[-1].id))
+
+    pages = [[stored.tx.gid for stored in page] for page in (first, second, third, end)]
+    assert pages == [["g4", "g3"], ["g2", "g1"], ["g0"], []]
+    assert first[0] == await found(store, "g4")
+
+
+async def test_transactions_are_listed_by_what_they_are(store: Store) -> None:
+    node = await join(store)
+    await created(
+        store,
+        node,
+        saga("s1", created_us=NOON_US),
+        saga("t1", created_us=NOON_US + 1, pattern=Pattern.TCC),
+        saga("s2", created_us=NOON_US + 2),
+        saga("done", created_us=NOON_US + 3),
+    )
+    await created(store, node, saga("p1", status=Status.PREPARED, due_us=1, created_us=NOON_US + 4), parked=True)
+    await store.apply(node, [Save(tx=saga("done", status=Status.SUCCEEDED), epoch=1)])
+
+    everything = ["p1", "done", "s2", "t1", "s1"]
+    assert sorted(await gids(store)) == sorted(everything)
+    by_age = [stored.tx.gid for stored in await store.list_transactions(ListQuery(limit=9))]
+    submitted = [gid for gid in by_age if gid in ("s1", "t1", "s2")]
+    assert await gids(store, status=Status.SUBMITTED) == submitted
+    assert await gids(store, status=Status.PREPARED) == ["p1"]
+    assert await gids(store, status=Status.ABORTING) == []
+    assert await gids(store, status=Status.SUCCEEDED) == ["done"]
+    assert await gids(store, pattern=Pattern.TCC) == ["t1"]
+    assert await gids(store, created_from_us=NOON_US + 2) == [gid for gid in by_age if gid in ("p1", "done", "s2")]
+    assert await gids(store, created_to_us=NOON_US + 1) == [gid for gid in by_age if gid in ("t1", "s1")]
+    assert await gids(store, created_from_us=NOON_US + 1, created_to_us=NOON_US + 1, pattern=Pattern.TCC) == ["t1"]
+    assert (
+        await gids(store, status=Status.SUBMITTED, limit=1) == [gid for gid in by_age if gid in ("s1", "t1", "s2")][:1]
+    )
+
+
+async def test_unfinished_transactions_are_counted_by_status(store: Store) -> None:
+    node = await join(store)
+    assert await store.count_by_status() == {}
+    await created(store, node, saga("a"), saga("b"), saga("c", status=Status.ABORTING), saga("done"))
+    await created(store, node, saga("d", status=Status.PREPARED, due_us=1), parked=True)
+    await store.apply(node, [Save(tx=saga("done", status=Status.FAILED), epoch=1)])
+
+    assert await store.count_by_status() == {Status.SUBMITTED: 2, Status.ABORTING: 1, Status.PREPARED: 1}
+
+
+# -- connections ---------------------------------------------------------------------
+
+
+async def test_many_calls_at_once_share_few_connections(store: Store) -> None:
+    node = await join(store)
+    await asyncio.gather(*(created(store, node, saga(f"g{i}")) for i in range(30)))
+
+    stored = await asyncio.gather(*(found(store, f"g{i}") for i in range(30)))
+
+    assert [item.tx.gid for item in stored] == [f"g{i}" for i in range(30)]
+
+
+async def test_a_cancelled_call_leaves_no_trace_in_the_next(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, *[saga(f"g{i}") for i in range(20)])
+
+    for number in range(20):
+        calls = [
+            asyncio.ensure_future(store.apply(node, [Save(tx=saga(f"g{number}", status=Status.ABORTING), epoch=1)])),
+            asyncio.ensure_future(store.find(f"g{number}")),
+        ]
+        for _ in range(number):
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert (await found(store, f"g{19 - number}")).tx.gid == f"g{19 - number}"
+        assert await store.apply(node, [Save(tx=saga(f"g{number}"), epoch=1)]) == [Applied.DONE]
+
+
+async def test_closing_twice_is_harmless(store: Store) -> None:
+    await store.ping()
+    await store.close()
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_a_closed_store_says_so(store: Store) -> None:
+    await store.close()
+
+    with pytest.raises(StoreUnavailableError, match="is not open"):
+        await store.find("g1")
+    with pytest.raises(StoreUnavailableError, match="is not open"):
+        await store.apply(1, [])
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_everything_outlives_the_process(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, RICH)
+    await store.close()
+
+    again = open_store(store_url)
+    await again.open()
+
+    assert (await found(again, "rich")).tx == RICH
+    await again.close()
