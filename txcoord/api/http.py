@@ -42,6 +42,8 @@ LIST_LIMIT_MAX: Final = 1000
 RESET_LIMIT: Final = 100
 RESET_LIMIT_MAX: Final = 10_000
 BODY_TIMEOUT_S: Final = 30.0
+_DROPPED_AT_MOST: Final = 16
+"""How much of a body that is too large is read, in multiples of what is allowed."""
 _QUERY_FIELDS_MAX: Final = 100
 _YEAR_10000_MS: Final = 253_402_300_800_000
 _CENTURY_S: Final = 100 * 366 * 24 * 3600
@@ -167,34 +169,38 @@ class HttpApi:
             return answers.of_incident(incident)
 
     async def _read_body(self, receive: Receive) -> bytes:
-        body, more = await self._read_piece(receive)
-        if not more:
-            return body
-        pieces, size = [body], len(body)
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while more:
-                    body, more = await self._read_piece(receive)
-                    size += len(body)
-                    self._check_size(size)
-                    pieces.append(body)
-        except TimeoutError:
-            raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
+        body, more = await _read_piece(receive)
+        if more:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    return await self._read_on(receive, body)
+            except TimeoutError:
+                raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
+        if len(body) > self._max_body_bytes:
+            raise self._too_large()
+        return body
+
+    async def _read_on(self, receive: Receive, body: bytes) -> bytes:
+        pieces, size, more = [body], len(body), True
+        while more:
+            body, more = await _read_piece(receive)
+            size += len(body)
+            if size <= self._max_body_bytes:
+                pieces.append(body)
+                continue
+            # The rest is read and dropped: closing on a client that still sends would reset
+            # the connection, and the answer with it. But not for ever.
+            pieces.clear()
+            if size > _DROPPED_AT_MOST * self._max_body_bytes:
+                break
+        if size > self._max_body_bytes:
+            raise self._too_large()
         return b"".join(pieces)
 
-    async def _read_piece(self, receive: Receive) -> tuple[bytes, bool]:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise _ClientGoneError
-        body = message.get("body", b"")
-        self._check_size(len(body))
-        return body, message.get("more_body", False)
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_body_bytes:
-            raise RequestTooLargeError(
-                f"the body is larger than {self._max_body_bytes} bytes, the most that max_body_bytes allows"
-            )
+    def _too_large(self) -> RequestTooLargeError:
+        return RequestTooLargeError(
+            f"the body is larger than {self._max_body_bytes} bytes, the most that max_body_bytes allows"
+        )
 
     # -- transactions ----------------------------------------------------------------
 
@@ -272,6 +278,13 @@ class HttpApi:
 
     async def _not_found(self, _query: Query) -> Answer:
         return answers.NOT_FOUND
+
+
+async def _read_piece(receive: Receive) -> tuple[bytes, bool]:
+    message = await receive()
+    if message["type"] != "http.request":
+        raise _ClientGoneError
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def _not_offered(name: str) -> Callable[[Query], Awaitable[Answer]]:
