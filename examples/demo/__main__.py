@@ -30,7 +30,6 @@ _LOG_LINES = 15
 
 def main() -> int:
     options = command_line().parse_args()
-    signal.signal(signal.SIGTERM, _end)
     console = Console(width=WIDTH, highlight=False, soft_wrap=True)
     try:
         with _folder(options.keep) as folder, Shop(folder) as shop:
@@ -151,4 +150,5 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())
