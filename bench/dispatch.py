@@ -175,7 +175,7 @@ def main() -> None:
         ):
             figures = [uvloop.run(run(base, calls, arguments.concurrency)) for _ in range(arguments.rounds)]
             rows.append((name, calls, *min(figures)))
-    print(f"Python {platform.python_version()}, uvloop {version("uvloop")}, {os.cpu_count()} cores")
+    print(f"Python {platform.python_version()}, uvloop {version('uvloop')}, {os.cpu_count()} cores")
     print(f"{arguments.concurrency} at once, best of {arguments.rounds} rounds")
     print(f"{'client':10} {'calls':>8} {'CPU µs/call':>12} {'calls/s':>9}")
     for name, calls, cpu, wall in rows:
