@@ -18,6 +18,7 @@ class LiveTransaction:
     """
 
     __slots__ = (
+        "call_error",
         "calls",
         "creation",
         "ended",
@@ -44,6 +45,8 @@ class LiveTransaction:
         self.wake = asyncio.Event()
         """Set when a call has ended or the drive loop has to look up."""
         self.calls: set[asyncio.Task[None]] = set()
+        self.call_error: Exception | None = None
+        """What a call raised, which none should."""
         self.task: asyncio.Task[None] | None = None
         self.creation: asyncio.Future[Applied] | None = None
         """Ends when it is durable; None for one that was taken over, which is."""
