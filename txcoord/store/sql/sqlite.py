@@ -147,7 +147,10 @@ class SqliteStore(SqlStore):
             raise StoreUnavailableError(f"the store {self._label} did not answer in {self._timeout_s:g} s") from error
         except (DBAPIError, sqlite3.Error, OSError) as error:
             original = error.orig if isinstance(error, DBAPIError) else error
-            if isinstance(original, (sqlite3.OperationalError, sqlite3.InternalError, OSError)):
+            if "file is not a database" in str(original):
+                raise SchemaError(f"{self._path} is not a SQLite database: name another file for the store") from error
+            # The last is what a damaged file gives.
+            if isinstance(original, (sqlite3.OperationalError, OSError)) or type(original) is sqlite3.DatabaseError:
                 raise StoreUnavailableError(f"the store {self._label} cannot be used now: {original}") from error
             raise
 
@@ -187,8 +190,12 @@ def _engine(path: Path, begin: str) -> Engine:
     def connect() -> sqlite3.Connection:
         # Transactions are begun by SQLAlchemy, through `begin_transaction`, and not by the driver.
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        for pragma in _PRAGMAS:
-            connection.execute(pragma)
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)

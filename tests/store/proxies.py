@@ -1,0 +1,72 @@
+"""A way to the database that can be cut at the worst moment: when the server has answered and nobody has heard it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import make_url
+
+
+class Proxy:
+    """Passes bytes between clients and a database server."""
+
+    def __init__(self, *, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self.answers_to_lose = 0
+        """So many times the next answer is not passed on; the client's connection is cut instead."""
+        self.lost = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut_all(self) -> None:
+        """Cut all connections, as a firewall does that forgets them."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers |= {writer, server_writer}
+        asked = asyncio.create_task(self._pass_on(reader, server_writer))
+        try:
+            await self._pass_answers_on(server_reader, writer)
+        finally:
+            asked.cancel()
+            writer.transport.abort()
+            server_writer.transport.abort()
+            self._writers -= {writer, server_writer}
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        writer.transport.abort()
+
+    async def _pass_answers_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1 << 16):
+                if self.answers_to_lose:
+                    self.answers_to_lose -= 1
+                    self.lost += 1
+                    return
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy to the server of `url`, and the same URL through it."""
+    parsed = make_url(url)
+    assert parsed.host is not None
+    assert parsed.port is not None
+    proxy = Proxy(host=parsed.host, port=parsed.port)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    yield proxy, parsed.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    server.close()
+    proxy.cut_all()
