@@ -481,6 +481,7 @@ def test_a_sync_client_is_a_context_and_leaves_a_borrowed_http_client_open() -> 
     with httpx.Client() as borrowed:
         with Coordinator(http=borrowed) as coordinator:
             assert coordinator.saga("g1").gid == "g1"
+            assert len(coordinator.new_gid()) == 22
         assert not borrowed.is_closed
 
     with Coordinator() as coordinator:
@@ -493,6 +494,7 @@ async def test_an_async_client_is_a_context_and_leaves_a_borrowed_http_client_op
     async with httpx.AsyncClient() as borrowed:
         async with AsyncCoordinator(http=borrowed) as coordinator:
             assert coordinator.saga("g1").gid == "g1"
+            assert len(coordinator.new_gid()) == 22
         assert not borrowed.is_closed
 
     async with AsyncCoordinator() as coordinator:

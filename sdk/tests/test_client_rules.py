@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from txcoord_sdk import CoordinatorUnreachableError, Saga, Status, TransactionRunningError
+from txcoord_sdk import CoordinatorUnreachableError, RequestRefusedError, Saga, Status, TransactionRunningError
 from txcoord_sdk._rules import (
     MAX_PAUSE_S,
     MAX_POLL_S,
@@ -114,11 +114,17 @@ def test_every_attempt_sends_the_same() -> None:
     assert len({call.body for call in play.calls if call.method == "POST"}) == 1
 
 
-def test_attempts_are_bounded_and_pauses_grow_up_to_a_cap() -> None:
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(NOT_SENT, "no answer from http://c (refused)"), (error(503), "http://c answered 503, later")],
+)
+def test_attempts_are_bounded_and_pauses_grow_up_to_a_cap(trouble: Reply, reason: str) -> None:
     play = Play(attempts=8)
 
-    with pytest.raises(CoordinatorUnreachableError, match="refused"):
-        play.of(play.rules.submit(make_saga()), forever(NOT_SENT))
+    with pytest.raises(CoordinatorUnreachableError) as caught:
+        play.of(play.rules.submit(make_saga()), forever(trouble))
+
+    assert caught.value.reason == reason
 
     assert len(play.calls) == 8
     nominal = [0.2, 0.4, 0.8, 1.6, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
@@ -218,6 +224,22 @@ def test_a_waiting_submit_that_outlasts_its_answer_is_running() -> None:
 
     with pytest.raises(TransactionRunningError, match="still submitted"):
         play.of(play.rules.submit(make_saga(wait_result=True)), [LOST, standing("submitted")])
+
+
+def test_a_conflict_about_a_gid_that_is_not_there_is_a_refusal() -> None:
+    play = Play()
+    conflict = HttpAnswer(status=409, body=b'{"message":"not today FAILURE"}')
+
+    with pytest.raises(RequestRefusedError, match="not today"):
+        play.of(play.rules.submit(make_saga()), [conflict, UNKNOWN_GID])
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"{"], ids=["empty", "not UTF-8", "a list", "cut off"])
+def test_a_refusal_without_a_message_is_still_one(body: bytes) -> None:
+    play = Play()
+
+    with pytest.raises(RequestRefusedError, match=r"g1: ."):
+        play.of(play.rules.submit(make_saga()), [HttpAnswer(status=400, body=body)])
 
 
 def test_at_least_one_attempt_is_needed() -> None:

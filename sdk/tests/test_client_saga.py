@@ -17,7 +17,11 @@ from txcoord.model import Pattern
 from txcoord.request import Limits, TransRequest
 from txcoord.saga.request import build_saga
 from txcoord_sdk import (
+    Attempt,
+    Branch,
     CoordinatorUnreachableError,
+    Op,
+    Outcome,
     RequestRefusedError,
     Saga,
     Status,
@@ -204,6 +208,18 @@ def test_a_saga_may_be_submitted_again_as_it_is() -> None:
     assert repr(saga) == "<Saga g1: 1 steps>"
 
 
+def test_a_transaction_says_what_holds_it_up() -> None:
+    at = datetime(2025, 1, 2, tzinfo=UTC)
+    late, success = Attempt(at=at, outcome=Outcome.ONGOING), Attempt(at=at, outcome=Outcome.SUCCESS, code=200)
+    called = Branch(branch_id="01", op=Op.ACTION, attempts=(late, success))
+    waiting = Branch(branch_id="02", op=Op.ACTION, attempts=(late,))
+    found = Transaction(gid="g1", pattern=Pattern.SAGA, status=Status.SUBMITTED, branches=(called, waiting))
+
+    assert found.waiting_for == "action of branch 02 answered ongoing"
+    with pytest.raises(TransactionRunningError, match="branch 02 answered ongoing"):
+        found.raise_for_status()
+
+
 def test_a_branch_that_a_transaction_has_not_is_named() -> None:
     found = Transaction(gid="g1", pattern=Pattern.SAGA, status=Status.SUBMITTED)
 
@@ -222,6 +238,7 @@ def test_a_branch_that_a_transaction_has_not_is_named() -> None:
         (RequestRefusedError("g1", None, "too long"), "refused the request about g1: too long"),
         (RequestRefusedError("", None, "limit"), "the coordinator refused the request: limit"),
         (TransactionNotFoundError("g1", None, "not here"), "refused the request about g1: not here"),
+        (TxcoordSdkError("g1", None, "?"), "g1: ?"),
     ],
 )
 def test_errors_say_what_happened_and_survive_pickling(error: TxcoordSdkError, sentence: str) -> None:
