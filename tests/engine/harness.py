@@ -47,6 +47,7 @@ class LoggedStore(MemoryStore):
         """Changes that make a batch fail, as a value does that no column can hold."""
         self.before_apply: asyncio.Event | None = None
         """If set, no batch takes effect before this event."""
+        self._changed = asyncio.Event()
 
     async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
         self.batches.append(batch)
@@ -59,8 +60,18 @@ class LoggedStore(MemoryStore):
         for change, result in zip(batch, applied, strict=True):
             if result is Applied.DONE:
                 self._log.append(f"{change.tx.gid} {_what(change)}")
+        self._changed.set()
+        self._changed = asyncio.Event()
         await asyncio.sleep(COMMIT_S / 2)
         return applied
+
+    async def wait_until(self, holds: Callable[[Stored], bool], gid: str, *, within_s: float) -> GlobalTransaction:
+        async with asyncio.timeout(within_s):
+            while True:
+                stored = await self.find(gid)
+                if stored is not None and holds(stored):
+                    return stored.tx
+                await self._changed.wait()
 
 
 def _what(change: Change) -> str:
@@ -250,21 +261,11 @@ class Cluster:
 
     async def ended(self, gid: str = "g1", *, within_s: float = 3600.0) -> GlobalTransaction:
         """Wait until a transaction is final in the store."""
-        async with asyncio.timeout(within_s):
-            while True:
-                stored = await self.store.find(gid)
-                if stored is not None and stored.tx.status.is_final:
-                    return stored.tx
-                await asyncio.sleep(0.01)
+        return await self.store.wait_until(lambda stored: stored.tx.status.is_final, gid, within_s=within_s)
 
     async def parked(self, gid: str = "g1", *, within_s: float = 3600.0) -> GlobalTransaction:
         """Wait until a transaction is parked in the store."""
-        async with asyncio.timeout(within_s):
-            while True:
-                stored = await self.store.find(gid)
-                if stored is not None and stored.owner == 0:
-                    return stored.tx
-                await asyncio.sleep(0.001)
+        return await self.store.wait_until(lambda stored: stored.owner == 0, gid, within_s=within_s)
 
     def calls(self, gid: str = "g1") -> list[str]:
         """Calls that began, as "01 action", in order."""

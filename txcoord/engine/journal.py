@@ -42,11 +42,12 @@ class ChangeRefusedError(Exception):
 class _Entry:
     """A change on its way, and whoever waits for it."""
 
-    __slots__ = ("change", "waiter")
+    __slots__ = ("change", "is_abandoned", "waiter")
 
     def __init__(self, change: Change, waiter: asyncio.Future[Applied] | None) -> None:
         self.change = change
         self.waiter = waiter
+        self.is_abandoned = False
 
     @property
     def is_awaited(self) -> bool:
@@ -119,6 +120,19 @@ class Journal:
         """Drop a posted change of a transaction that is no longer ours."""
         self._lazy.pop(gid, None)
 
+    def abandon(self, error: LeaseLostError) -> None:
+        """Drop all that was handed in, and tell those that wait: it was made under a lease that has ended.
+
+        A batch under way may still take effect, under the node it was begun for; it is
+        not repeated under another.
+        """
+        entries = [*self._flushing, *self._urgent.values(), *self._lazy.values()]
+        self._urgent, self._lazy = {}, {}
+        for entry in entries:
+            entry.is_abandoned = True
+            if entry.waiter is not None and not entry.waiter.done():
+                entry.waiter.set_exception(LeaseLostError(str(error)))
+
     async def drained(self) -> None:
         """Wait until all that was handed in is durable."""
         self._flush_lazy()
@@ -127,12 +141,14 @@ class Journal:
     async def run(self) -> None:
         """Flush until cancelled."""
         while True:
-            if not self._urgent:
+            while not self._urgent:
                 if not self._lazy:
                     self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            await self._flush(self._take_batch())
+            self._flushing = self._take_batch()
+            await self._flush(self._flushing)
+            self._flushing = ()
 
     def _flush_lazy(self) -> None:
         self._lazy_timer = None
@@ -151,7 +167,6 @@ class Journal:
         return [self._urgent.pop(gid) for gid in taken]
 
     async def _flush(self, batch: Sequence[_Entry]) -> None:
-        self._flushing = batch
         retry_s = _FIRST_RETRY_S
         while True:
             started = perf_counter()
@@ -164,9 +179,13 @@ class Journal:
                 self.store_is_available = False
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
+                batch = _still_wanted(batch)
+                if not batch:
+                    return
             except LeaseLostError as error:
-                self._fail_all(error)
-                self._on_lease_lost()
+                if _still_wanted(batch):
+                    self.abandon(error)
+                    self._on_lease_lost()
                 return
             except Exception as error:  # noqa: BLE001 - whatever the driver refuses a change with
                 await self._isolate(batch, error)
@@ -177,7 +196,6 @@ class Journal:
             log.warning("store available again")
             self.store_is_available = True
         metrics.journal_flushed(changes=len(batch), seconds=perf_counter() - started)
-        self._flushing = ()
         for entry, result in zip(batch, applied, strict=True):
             if entry.waiter is not None and not entry.waiter.done():
                 entry.waiter.set_result(result)
@@ -186,8 +204,10 @@ class Journal:
         """Find the change that the store refuses, by halves; the others must not fail with it."""
         if len(batch) > 1:
             middle = len(batch) // 2
-            await self._flush(batch[:middle])
-            await self._flush(batch[middle:])
+            for half in (batch[:middle], batch[middle:]):
+                wanted = _still_wanted(half)
+                if wanted:
+                    await self._flush(wanted)
             return
         [entry] = batch
         log.error("change refused by the store", gid=entry.change.tx.gid, error=repr(error))
@@ -196,10 +216,6 @@ class Journal:
             refused.__cause__ = error
             entry.waiter.set_exception(refused)
 
-    def _fail_all(self, error: LeaseLostError) -> None:
-        entries = [*self._flushing, *self._urgent.values()]
-        self._flushing = ()
-        self._urgent, self._lazy = {}, {}
-        for entry in entries:
-            if entry.waiter is not None and not entry.waiter.done():
-                entry.waiter.set_exception(LeaseLostError(str(error)))
+
+def _still_wanted(batch: Sequence[_Entry]) -> Sequence[_Entry]:
+    return [entry for entry in batch if not entry.is_abandoned]
