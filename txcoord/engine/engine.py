@@ -22,7 +22,7 @@ from txcoord.engine.live import LiveTransaction
 from txcoord.engine.settings import EngineSettings
 from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError
 from txcoord.logs import get_logger
-from txcoord.model import MICROSECONDS, GlobalTransaction
+from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction
 from txcoord.request import SubmitResult
 from txcoord.store.base import Applied, Change, Create, Owned, Store
 
@@ -30,6 +30,9 @@ log = get_logger()
 
 _RELEASE_BATCH = 1000
 _RETRY_S = 0.5
+
+_NO_ANSWER = "it did not answer in time"
+_INTERRUPTED = "the coordinator was interrupted"
 
 
 class Engine:
@@ -66,6 +69,12 @@ class Engine:
         self._background: list[asyncio.Task[None]] = []
         self._look_for_due = asyncio.Event()
         self._next_due_us: int | None = None
+        # Not for one at a time: a take-over costs two statements, however many it takes.
+        self._enough_room = max(1, min(settings.take_over_batch, settings.max_recovering // 2, settings.max_live // 2))
+        self._waits_for_room = False
+        """Recovery found no room for what is due, and is to be woken when there is."""
+        self._parking: dict[str, asyncio.Future[Applied]] = {}
+        """Creations beyond `max_live` that are on their way."""
         self._must_reconcile = False
         self._taking_over = asyncio.Lock()
         """Held from a take-over in the store until its transactions are live here."""
@@ -155,6 +164,9 @@ class Engine:
             raise OverloadedError("this coordinator is stopping: submit again, to another one or a little later")
         if not self._journal.store_is_available and len(self._live) >= self._settings.max_live:
             raise StoreUnavailableError(f"the store is away and the queue is full: {tx.gid} was not accepted")
+        if tx.gid in self._parking:
+            await self._created(self._parking[tx.gid], tx.gid)
+            return None
         create = Create(tx=tx, token=self._random.getrandbits(62) + 1)
         if len(self._live) >= self._settings.max_live:
             return await self._create_parked(create)
@@ -177,11 +189,19 @@ class Engine:
         """
         if live.creation is None:
             return True
+        return await self._created(live.creation, live.tx.gid) is Applied.DONE
+
+    async def _created(self, creation: asyncio.Future[Applied], gid: str) -> Applied:
+        # Whoever waits may go away; the creation stays on its way.
+        await asyncio.wait([creation], timeout=self._settings.accept_wait_s)
+        if not creation.done():
+            raise _not_accepted(gid, _NO_ANSWER)
+        if creation.cancelled():
+            raise _not_accepted(gid, _INTERRUPTED)
         try:
-            async with asyncio.timeout(self._settings.accept_wait_s):
-                return await asyncio.shield(live.creation) is Applied.DONE
-        except (TimeoutError, LeaseLostError, ChangeRefusedError) as error:
-            raise _not_accepted(live.tx.gid, error) from error
+            return creation.result()
+        except (LeaseLostError, ChangeRefusedError) as error:
+            raise _not_accepted(gid, str(error)) from error
 
     async def join_pass(self, live: LiveTransaction) -> SubmitResult:
         """Wait until the present pass of a live transaction ends, or `max_wait_s` has passed."""
@@ -226,7 +246,7 @@ class Engine:
             applied = await creation
         except BaseException as error:
             self._end(live)
-            _set_exception(answer, _not_accepted(live.tx.gid, error))
+            _set_exception(answer, _not_accepted(live.tx.gid, str(error) or _INTERRUPTED))
             if isinstance(error, LeaseLostError | ChangeRefusedError):
                 return
             raise
@@ -252,16 +272,18 @@ class Engine:
         """Accept a transaction beyond `max_live`: stored, due at once, driven when there is room."""
         now_us = self._clock.now_us()
         parked = Create(tx=create.tx.replace(due_us=now_us), token=create.token, parked=True)
-        try:
-            async with asyncio.timeout(self._settings.accept_wait_s):
-                # Shielded: whether it leaves the queue or not, this one may already be on its way.
-                applied = await asyncio.shield(self._journal.write(parked))
-        except (TimeoutError, LeaseLostError) as error:
-            raise _not_accepted(create.tx.gid, error) from error
+        creation = self._parking[create.tx.gid] = self._journal.write(parked)
+        creation.add_done_callback(lambda done: self._end_parking(create.tx.gid, done))
+        applied = await self._created(creation, create.tx.gid)
         if applied is Applied.EXISTS:
             return None
         self._parked_until(now_us)
         return SubmitResult(waited=True, status=create.tx.status, reason="accepted; the coordinator is busy")
+
+    def _end_parking(self, gid: str, creation: asyncio.Future[Applied]) -> None:
+        del self._parking[gid]
+        if not creation.cancelled():
+            creation.exception()  # those that waited may all have gone
 
     async def _drive(self, live: LiveTransaction) -> None:
         gid = live.tx.gid
@@ -301,8 +323,8 @@ class Engine:
         if live.is_recovered:
             live.is_recovered = False
             self._recovering -= 1
-            if self._recovering == self._settings.max_recovering // 2:
-                self._look_for_due.set()
+        if self._waits_for_room and self._room() >= self._enough_room:
+            self._look_for_due.set()
         metrics.LIVE.set(len(self._live))
         if not self._live:
             self._none_live.set()
@@ -354,6 +376,9 @@ class Engine:
     async def _join_again(self) -> None:
         lost_error = StoreUnavailableError("this coordinator lost its lease: query the gid, or submit it again")
         await self._cancel_all_live(lost_error)
+        # What is queued was made under the old lease: written under the new one, it would
+        # be ours with nobody here to drive it.
+        self._journal.abandon(LeaseLostError("this coordinator lost its lease"))
         while True:
             try:
                 self._node_id = await self._store.join(name=self._node_name, lease_s=self._settings.lease_s)
@@ -422,19 +447,15 @@ class Engine:
                 self._lose_lease()
             poll_us = self._clock.now_us() + int(self._settings.poll_s * MICROSECONDS)
             until_us = poll_us if self._next_due_us is None else min(self._next_due_us, poll_us)
-            if self._recovering >= self._settings.max_recovering:
+            if self._waits_for_room:
                 until_us = poll_us
             await sleep_until(self._clock, until_us, wake=self._look_for_due)
 
     async def _take_over_due(self) -> None:
-        settings = self._settings
         while not self._advancer.is_draining:
-            room = min(
-                settings.take_over_batch,
-                settings.max_recovering - self._recovering,
-                settings.max_live - len(self._live),
-            )
-            if room <= 0:
+            room = self._room()
+            self._waits_for_room = room <= 0
+            if self._waits_for_room:
                 return
             self._next_due_us = None
             async with self._taking_over:
@@ -447,6 +468,15 @@ class Engine:
                     self._note_due(next_due_us)
                 return
 
+    def _room(self) -> int:
+        """How many more may be taken over now."""
+        settings = self._settings
+        return min(
+            settings.take_over_batch,
+            settings.max_recovering - self._recovering,
+            settings.max_live - len(self._live),
+        )
+
     def _resume(self, owned: Owned) -> None:
         gid = owned.tx.gid
         if gid in self._live:
@@ -455,17 +485,24 @@ class Engine:
             return
         self._recovering += 1
         metrics.TAKEOVERS.inc()
-        live = LiveTransaction(owned.tx.replace(due_us=None), epoch=owned.epoch, is_recovered=True)
+        live = LiveTransaction(_resumed(owned.tx), epoch=owned.epoch, is_recovered=True)
         self._begin(live, self._drive(live))
 
 
+def _resumed(tx: GlobalTransaction) -> GlobalTransaction:
+    """Return a transaction as it is when its wait has ended: by its due time, or by an operator's wish."""
+    if tx.due_us == AT_ONCE:
+        tx = tx.replace(branches=tuple(branch.replace(due_us=0) for branch in tx.branches))
+    return tx.replace(due_us=None)
+
+
 def _give_up_accepting(answer: asyncio.Future[SubmitResult | None], gid: str) -> None:
-    _set_exception(answer, _not_accepted(gid, TimeoutError("it did not answer in time")))
+    _set_exception(answer, _not_accepted(gid, _NO_ANSWER))
 
 
-def _not_accepted(gid: str, error: BaseException) -> StoreUnavailableError:
+def _not_accepted(gid: str, reason: str) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"the store is not available ({error}); whether {gid} was accepted is not known:"
+        f"the store is not available ({reason}); whether {gid} was accepted is not known:"
         " submit it again with the same gid, or query it"
     )
 
