@@ -15,6 +15,9 @@ from msgspec.structs import replace
 
 MICROSECONDS = 1_000_000
 
+AT_ONCE = 0
+"""As the due time of a parked transaction: an operator wants it looked at now, whatever its operations wait for."""
+
 
 class Pattern(StrEnum):
     """How a global transaction reaches all or nothing."""

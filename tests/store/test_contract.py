@@ -12,7 +12,7 @@ from sqlalchemy import select
 from tests.sagas import NOON_US, make_saga
 from tests.store.databases import connected, waits_for_lock
 from txcoord.errors import LeaseLostError, StoreUnavailableError
-from txcoord.model import Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
+from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
 from txcoord.store.base import Applied, Create, ListQuery, Save, Store, Stored
 from txcoord.store.sql import tables
 from txcoord.store.url import open_store
@@ -343,7 +343,7 @@ async def test_a_batch_applied_again_does_not_undo_what_came_after_it(store: Sto
     await store.apply(node, batch)
 
     assert (await found(store, "taken")).owner == other
-    assert (await found(store, "hurried")).tx.due_us == NOON_US + 7
+    assert (await found(store, "hurried")).tx.due_us == AT_ONCE
     assert (await found(store, "stopped")).tx.status is Status.FAILED
 
 
@@ -648,7 +648,7 @@ async def test_a_parked_one_can_be_made_due(store: Store) -> None:
     assert await store.make_due("g1", now_us=NOON_US) == before
 
     after = await found(store, "g1")
-    assert (after.owner, after.tx) == (0, before.tx.replace(due_us=NOON_US, updated_us=NOON_US))
+    assert (after.owner, after.tx) == (0, before.tx.replace(due_us=AT_ONCE, updated_us=NOON_US))
     assert len(await store.take_over_due(node, now_us=NOON_US, limit=9)) == 1
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from txcoord.model import Attempt, BranchOp, GlobalTransaction, Options, Status
+from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Options, Status
 from txcoord.store.base import Stored
 
 JsonObject = dict[str, Any]
@@ -39,6 +39,12 @@ def rfc3339(instant_us: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
+def _next_cron_time(tx: GlobalTransaction) -> str | None:
+    if tx.due_us is None:
+        return None
+    return rfc3339(tx.updated_us if tx.due_us == AT_ONCE else tx.due_us)
+
+
 def transaction_view(stored: Stored) -> JsonObject:
     tx = stored.tx
     ended = None if tx.finished_us is None else rfc3339(tx.finished_us)
@@ -57,7 +63,7 @@ def transaction_view(stored: Stored) -> JsonObject:
         "rollback_reason": tx.rollback_reason,
         "options": _encoder.encode(options_view(tx.options)).decode(),
         "custom_data": tx.custom_data,
-        "next_cron_time": None if tx.due_us is None else rfc3339(tx.due_us),
+        "next_cron_time": _next_cron_time(tx),
         "owner": str(stored.owner) if stored.owner else None,
     }
     return {**_without_empty(view), "concurrent": tx.options.concurrent}

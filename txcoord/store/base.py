@@ -193,7 +193,7 @@ class Store(Protocol):
         """
 
     async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
-        """Make a parked transaction due at `now_us`. On a final one the time is only noted
+        """Make a parked transaction due `AT_ONCE`. On a final one the time is only noted
         (`due_us`, `updated_us`); an owned one is left alone: it is being driven.
 
         Returns:
@@ -201,7 +201,7 @@ class Store(Protocol):
         """
 
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
-        """Make parked transactions that are due later than `after_us` due at `now_us`.
+        """Make parked transactions that are due later than `after_us` due `AT_ONCE`.
 
         Returns:
             How many, `limit` at most.

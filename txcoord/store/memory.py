@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from txcoord.errors import LeaseLostError, StoreUnavailableError
-from txcoord.model import MICROSECONDS, BranchOp, GlobalTransaction, Status
+from txcoord.model import AT_ONCE, MICROSECONDS, BranchOp, GlobalTransaction, Status
 from txcoord.store.base import Applied, Change, Create, ListQuery, Owned, Save, Stored
 from txcoord.store.codec import clean_text
 
@@ -262,7 +262,7 @@ class MemoryStore:
 
     def _make_due(self, row: _Row, now_us: int) -> None:
         # The epoch goes up, so that a batch applied a second time does not put the old time back.
-        tx = row.tx.replace(due_us=now_us, updated_us=now_us)
+        tx = row.tx.replace(due_us=AT_ONCE, updated_us=now_us)
         self._rows[tx.gid] = replace(row, tx=tx, epoch=row.epoch + 1)
 
 

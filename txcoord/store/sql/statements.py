@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
 from txcoord.errors import LeaseLostError
-from txcoord.model import GlobalTransaction, Pattern, Status
+from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
 from txcoord.store import codec
 from txcoord.store.base import ListQuery, Owned, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
@@ -276,9 +276,9 @@ def make_due(connection: Connection, *, gid: str, now_us: int) -> Stored | None:
     before = find(connection, gid=gid, lock=True)
     if before is not None and not before.owner:
         # The epoch of a parked one goes up, so that a batch applied a second time does not put the old time back.
-        raised = 0 if before.owner is None else 1
+        due_us, raised = (now_us, 0) if before.owner is None else (AT_ONCE, 1)
         due = update(gt).where(gt.c.id == before.id)
-        connection.execute(due.values(due_us=now_us, updated_us=now_us, epoch=gt.c.epoch + raised))
+        connection.execute(due.values(due_us=due_us, updated_us=now_us, epoch=gt.c.epoch + raised))
     return before
 
 
@@ -288,7 +288,7 @@ def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: i
     ids = _lock(connection, far)
     for start in range(0, len(ids), CHUNK):
         due = update(gt).where(gt.c.id.in_(ids[start : start + CHUNK]))
-        connection.execute(due.values(due_us=now_us, updated_us=now_us, epoch=gt.c.epoch + 1))
+        connection.execute(due.values(due_us=AT_ONCE, updated_us=now_us, epoch=gt.c.epoch + 1))
     return len(ids)
 
 
