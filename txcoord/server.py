@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -76,10 +77,52 @@ def url_of(listener: socket.socket) -> str:
 # -- the server -----------------------------------------------------------------------
 
 
+class _JoinedWrites:
+    """A transport that sends the head of an answer together with its body.
+
+    uvicorn writes them one after the other, and uvloop sends each write at once: two
+    system calls and two packets per answer, about a tenth of a short request's time.
+    """
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a bound on the size of a request's head."""
+    """uvicorn's protocol; an answer is one write, and the head of a request has a bound."""
 
     _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.transport = cast(asyncio.Transport, _JoinedWrites(self.transport))
+
+    def on_response_complete(self) -> None:
+        cast(_JoinedWrites, self.transport).flush()
+        super().on_response_complete()
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -275,11 +276,12 @@ async def test_metrics_and_health(http: httpx.AsyncClient) -> None:
 # -- whoever connects -----------------------------------------------------------------
 
 
-def exchange(server: Process, request: bytes) -> bytes:
-    """Send bytes; return what comes back until the server closes or has nothing more to say."""
+def exchange(server: Process, request: bytes, *, is_all: bool = False) -> bytes:
+    """Send bytes, and with `is_all` the end of the stream; return what comes back until the server closes."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        if is_all:
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
@@ -289,6 +291,31 @@ def exchange(server: Process, request: bytes) -> bytes:
 def request_with(body: bytes, *, headers: str = "") -> bytes:
     head = f"POST {DTM}/submit HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def test_an_answer_without_a_body_is_sent(server: Process) -> None:
+    answer = exchange(server, b"HEAD /api/ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_pipelined_requests_are_answered_in_order(server: Process) -> None:
+    ping = b"GET /api/ping HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    answer = exchange(server, ping + ping + last)
+
+    assert re.findall(rb'{"[^}]+}', answer) == [b'{"msg":"pong"}', b'{"msg":"pong"}', b'{"status":"ok"}']
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+
+
+def test_a_client_that_asks_before_it_sends_is_told_to_go_on(server: Process) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request_with(b"{}", headers="Expect: 100-continue\r\n")[:-2])
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"{}")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
 def test_the_head_of_a_request_has_a_bound(server: Process) -> None:
@@ -333,6 +360,6 @@ def test_rubbish_fields_never_break_the_server(server: Process, body: dict[str, 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=st.binary(min_size=1, max_size=300))
 def test_rubbish_instead_of_http_harms_nobody(server: Process, request: bytes) -> None:
-    exchange(server, request)
+    exchange(server, request, is_all=True)
 
     assert httpx.get(f"{server.url}/healthz").status_code == 200
