@@ -34,7 +34,7 @@ class CallResult(Struct, frozen=True, kw_only=True):
     """The start of the answer's body (bounded), or a sentence on what went wrong."""
     duration_us: int = 0
     called: bool = True
-    """False: the endpoint is held off (its breaker is open) and no call was made."""
+    """False: no call was made. The endpoint is held off (its breaker is open) or has too many calls already."""
     retry_after_s: float = 0.0
     """With `called` false: when the endpoint will be tried again."""
 

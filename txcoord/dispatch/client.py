@@ -23,6 +23,7 @@ from txcoord.dispatch.url import BadUrlError, Url, join_url, parse_url
 _TO_GET = frozenset((301, 302, 303))
 _REDIRECTS = frozenset((*_TO_GET, 307, 308))
 _TIDY_EVERY_S = 1.0
+_LONGEST_CACHED = 2048
 
 
 class HttpClient:
@@ -45,6 +46,8 @@ class HttpClient:
         url = self._urls.get(text)
         if url is None:
             url = parse_url(text)
+            if len(text) > _LONGEST_CACHED:
+                return url
             if len(self._urls) >= self._settings.cached_urls:
                 # The oldest goes; one that is still in use is parsed again, which is cheaper
                 # than noting each use.

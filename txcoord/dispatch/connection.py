@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         return Answer(
             self._status,
             bytes(self._body),
-            self._location.decode("latin-1") if self._location else "",
+            _text(self._location) if self._location else "",
             self._encoding.decode("latin-1") if self._encoding else "",
             flaw,
         )
@@ -276,6 +276,13 @@ class Connection(asyncio.Protocol):
             self._location = self._encoding = b""
         else:
             self.flaw = f"its answer has the status {status}, which nobody asked for"
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.strip().decode()
+    except UnicodeDecodeError:
+        return value.strip().decode("latin-1")
 
 
 _LENGTHS_OF_HEADERS = frozenset(map(len, (b"location", b"content-length", b"content-encoding", b"transfer-encoding")))

@@ -146,7 +146,8 @@ class Endpoint:
             if end is End.LOST:
                 return NoAnswer(detail=f"{self.origin}: {connection.flaw}")
             if end is End.TIMED_OUT:
-                return NoAnswer(detail=f"{self.origin}: no whole answer came in time")
+                what = "no whole answer" if connection.received else "no answer"
+                return NoAnswer(detail=f"{self.origin}: {what} came within {at - now:.3g} s")
             return self._closed()
 
     # ---- connections
@@ -180,6 +181,8 @@ class Endpoint:
         self._note_if_gone()
 
     async def _open(self, at: float) -> Connection | NoAnswer:
+        if self._is_closed:
+            return self._closed()
         limit_s = self._settings.connect_timeout_s
         by = min(at, self._clock() + limit_s)
         waiter: asyncio.Future[End] = self._loop.create_future()
@@ -191,17 +194,21 @@ class Endpoint:
             self._note_if_gone()
             if not waiter.done():
                 waiter.set_result(End.DONE)
-            elif not task.cancelled() and task.exception() is None:
-                task.result().abort()
+            else:
+                _abort_result(task)
 
         task.add_done_callback(opened)
         slot = self._deadlines.add(waiter, by)
+        end = None
         try:
             end = await waiter
         finally:
             slot.discard(waiter)
-            if not task.done():
+            if end is not End.DONE:
                 task.cancel()
+                if waiter.done() and not waiter.cancelled() and waiter.result() is End.DONE:
+                    # Cancelled in the instant in which the connection was made.
+                    _abort_result(task)
         if end is End.TIMED_OUT:
             return NoAnswer(detail=f"{self.origin}: no connection was made in time (at most {limit_s:g} s)")
         if task.cancelled():
@@ -346,6 +353,11 @@ class Endpoint:
     def _note_if_gone(self) -> None:
         if self._is_closed and not self._connections and not self._opening:
             self._all_gone.set()
+
+
+def _abort_result(task: asyncio.Task[Connection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()
 
 
 def _words_for(error: OSError) -> str:

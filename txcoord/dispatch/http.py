@@ -22,6 +22,7 @@ from txcoord.protocol import QUERY_PARAMETERS
 __all__ = ["DispatchSettings", "HttpDispatcher"]
 
 _BRANCH_ID, _GID, _OP, _TRANS_TYPE = (f"{name}=" for name in QUERY_PARAMETERS)
+_LONGEST_CACHED = 4096
 _is_plain = re.compile(r"[A-Za-z0-9_.~-]*\Z").match
 
 
@@ -101,6 +102,8 @@ class HttpDispatcher:
         block = self._headers.get(key)
         if block is None:
             block = make_headers(headers.items(), authorization)
+            if len(block.text) > _LONGEST_CACHED:
+                return block
             if len(self._headers) >= self._settings.cached_urls:
                 del self._headers[next(iter(self._headers))]
             self._headers[key] = block

@@ -18,13 +18,12 @@ _PARTS = re.compile(r"(?:([a-zA-Z][a-zA-Z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(?:
 _AUTHORITY = re.compile(r"(?:(.*)@)?(\[.*\]|[^:@]*):?(.*)", re.DOTALL)
 _USERINFO_SHOWN = re.compile(r"//[^/?#]*@")
 _IPV4_LIKE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
-_ESCAPE = re.compile(r"(%[A-Fa-f0-9]{2})")
 
-# The WHATWG sets, as httpx uses them. quote() leaves letters, digits and -._~ alone anyway.
+# The WHATWG sets, as httpx uses them. A % stays: what is escaped already is not escaped again.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
-_QUERY_SAFE = _PRINTABLE.translate(dict.fromkeys(map(ord, '"#<>%')))
+_QUERY_SAFE = _PRINTABLE.translate(dict.fromkeys(map(ord, '"#<>')))
 _PATH_SAFE = _QUERY_SAFE.translate(dict.fromkeys(map(ord, "?`{}")))
-_HOST_SAFE = "!$&'()*+,;=\"`{}|\\"
+_HOST_SAFE = "!$&'()*+,;=\"`{}|\\%"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -94,9 +93,9 @@ def _parse(text: str) -> Url:
     port = _port(port_text, scheme)
     shown_host = f"[{host}]" if ":" in host else host
     host_header = shown_host if port == _DEFAULT_PORTS[scheme] else f"{shown_host}:{port}"
-    target = _quote(_without_dots(path), _PATH_SAFE) or "/"
+    target = quote(_without_dots(path), _PATH_SAFE) or "/"
     if query is not None:
-        target = f"{target}?{_quote(query, _QUERY_SAFE)}"
+        target = f"{target}?{quote(query, _QUERY_SAFE)}"
     return Url(
         scheme=scheme,
         host=host,
@@ -124,7 +123,7 @@ def _host(host: str) -> str:
         except ipaddress.AddressValueError:
             raise BadUrlError("its IPv4 address is malformed") from None
     if host.isascii():
-        return _quote(host.lower(), _HOST_SAFE)
+        return quote(host.lower(), _HOST_SAFE)
     try:
         return idna.encode(host.lower()).decode("ascii")
     except UnicodeError:
@@ -144,12 +143,6 @@ def _basic(userinfo: str) -> str:
         return ""
     user, _, password = userinfo.partition(":")
     return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode("ascii")
-
-
-def _quote(text: str, safe: str) -> str:
-    # What is escaped already stays as it is; a lone % is escaped.
-    pieces = _ESCAPE.split(text)
-    return "".join(piece if index % 2 else quote(piece, safe=safe) for index, piece in enumerate(pieces))
 
 
 def _without_dots(path: str) -> str:
