@@ -353,25 +353,33 @@ class Engine:
         self._wake_keeper.set()
 
     async def _keep_lease(self) -> None:
-        interval_us = int(self._settings.lease_s / 3 * MICROSECONDS)
+        interval_s = self._settings.lease_s / 3
+        pause_s = interval_s
         while True:
             await self._attempt(self._release_dead)
             self._wake_keeper.clear()
             if not self._lease_is_lost:
-                await sleep_until(self._clock, self._clock.now_us() + interval_us, wake=self._wake_keeper)
-            if not self._lease_is_lost and not await self._attempt_renewal():
-                self._lose_lease()
+                until_us = self._clock.now_us() + int(pause_s * MICROSECONDS)
+                await sleep_until(self._clock, until_us, wake=self._wake_keeper)
+            pause_s = interval_s
+            if not self._lease_is_lost:
+                is_renewed = await self._renew()
+                if is_renewed is None:
+                    pause_s = min(_RETRY_S, interval_s)  # it may be back just before the lease ends
+                elif not is_renewed:
+                    self._lose_lease()
             if self._lease_is_lost:
                 await self._join_again()
                 self._lease_is_lost = False
             if self._must_reconcile:
                 await self._attempt(self._reconcile)
 
-    async def _attempt_renewal(self) -> bool:
+    async def _renew(self) -> bool | None:
+        """Prolong the lease. None: not known; the store itself refuses our writes if it has ended."""
         try:
             return await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
         except StoreUnavailableError:
-            return True  # not known to be lost; the store itself refuses our writes if it is
+            return None
 
     async def _join_again(self) -> None:
         lost_error = StoreUnavailableError("this coordinator lost its lease: query the gid, or submit it again")
