@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,22 +17,32 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.e2e.harness import Process, coordinator
+from tests.e2e.harness import Process, coordinator, upgrade
 from tests.integration.scripted import ONGOING, Participant
 
 DTM = "/api/dtmsvr"
 
 
-@pytest.fixture(scope="module", params=["memory", "sqlite"])
+@pytest.fixture(scope="module", params=["memory", "sqlite", "mysql", "postgres"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    store = "memory://" if request.param == "memory" else f"sqlite:///{folder}/txcoord.db"
-    process = coordinator(store, folder, TXCOORD_MAX_BODY_BYTES="100000")
+    process = coordinator(store_for(request, folder), folder, TXCOORD_MAX_BODY_BYTES="100000")
     try:
         process.start()
         yield process
     finally:
         process.close()
+
+
+def store_for(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "memory":
+        return "memory://"
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/txcoord.db"
+    fixture = {"mysql": "mariadb_server", "postgres": "postgres_server"}[request.param]
+    url: str = request.getfixturevalue(fixture).create_database(f"api_{uuid4().hex[:8]}")
+    upgrade(url)
+    return url
 
 
 @pytest.fixture
