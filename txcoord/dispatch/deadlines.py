@@ -14,6 +14,7 @@ from collections.abc import Callable
 from txcoord.dispatch.connection import End
 
 _SLOTS_PER_S = 64
+_PRUNE_FROM = 1024
 
 
 class Deadlines:
@@ -24,6 +25,7 @@ class Deadlines:
         self._clock = clock
         self._slots: dict[int, set[asyncio.Future[End]]] = {}
         self._order: list[int] = []
+        self._prune_at = _PRUNE_FROM
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, future: asyncio.Future[End], at: float) -> set[asyncio.Future[End]]:
@@ -31,12 +33,24 @@ class Deadlines:
         key = int(at * _SLOTS_PER_S) + 1
         slot = self._slots.get(key)
         if slot is None:
+            if len(self._slots) >= self._prune_at:
+                self._prune()
             slot = self._slots[key] = set()
             heapq.heappush(self._order, key)
             if self._order[0] == key:
                 self._arm()
         slot.add(future)
         return slot
+
+    def __len__(self) -> int:
+        """Slots held, empty ones with them."""
+        return len(self._slots)
+
+    def _prune(self) -> None:
+        # Where limits are long, slots gather whose futures were done long ago.
+        self._slots = {key: slot for key, slot in self._slots.items() if slot}
+        self._order = sorted(self._slots)
+        self._prune_at = max(_PRUNE_FROM, 2 * len(self._slots))
 
     def close(self) -> None:
         """Stop the timer; nothing expires any more."""

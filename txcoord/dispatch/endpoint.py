@@ -97,17 +97,21 @@ class Endpoint:
             elif refusal := await self._wait_for_place(at):
                 return refusal
             try:
+                if breaker.is_open and not probe:
+                    # It opened between the hand-over of the place and now.
+                    return self._held(self._clock())
                 result = await self._perform(data, at, now)
+                # Before the place is handed on: nobody must go on to an endpoint now held off.
+                if isinstance(result, Answer):
+                    if breaker.failures:
+                        self._note_success()
+                    probe = False
+                elif result.counts:
+                    self._note_failure(probe, result.detail)
+                    probe = False
+                return result
             finally:
                 self._leave_place()
-            if isinstance(result, Answer):
-                probe = False
-                if breaker.failures:
-                    self._note_success()
-            elif result.counts:
-                self._note_failure(probe, result.detail)
-                probe = False
-            return result
         finally:
             if probe:
                 breaker.withdrawn()

@@ -91,17 +91,16 @@ def clean(text: bytes | str, limit: int) -> str:
     """Make valid text of at most `limit` bytes in UTF-8, control characters as spaces."""
     if isinstance(text, str):
         text = text.encode("utf-8", "replace")
-    piece = bytes(text[:limit])
+    piece = text if len(text) <= limit else text[:limit]
     result = piece.decode("utf-8", "replace")
     if not result.isprintable():
         result = _CONTROL.sub(" ", result)
-    if not piece.isascii():
-        # A character cut in two, or invalid bytes (which grow to three when replaced).
-        if len(text) > limit:
-            result = piece.decode("utf-8", "ignore") if _is_valid_but_cut(piece) else result
-            result = _CONTROL.sub(" ", result)
-        result = result.encode()[:limit].decode("utf-8", "ignore")
-    return result
+    if piece.isascii():
+        return result
+    # A character cut in two, or invalid bytes (which grow to three when replaced).
+    if piece is not text and _is_valid_but_cut(piece):
+        result = _CONTROL.sub(" ", piece.decode("utf-8", "ignore"))
+    return result.encode()[:limit].decode("utf-8", "ignore")
 
 
 def _is_valid_but_cut(piece: bytes) -> bool:
