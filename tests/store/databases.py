@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from sqlalchemy import NullPool, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -26,18 +25,3 @@ async def run_sql(url: str, *statements: str) -> None:
     async with connected(url) as connection:
         for statement in statements:
             await connection.execute(text(statement))
-
-
-async def query(connection: AsyncConnection, statement: str, **parameters: Any) -> Any:
-    return (await connection.execute(text(statement), parameters)).all()
-
-
-async def waits_for_lock(url: str) -> bool:
-    """Whether some transaction on this server waits for a row that another one has locked."""
-    async with connected(url) as connection:
-        if connection.dialect.name == "mysql":
-            waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-        else:
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        [[count]] = await query(connection, waiting)
-        return bool(count)

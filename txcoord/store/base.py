@@ -121,9 +121,10 @@ class Store(Protocol):
     async def release_dead(self, *, now_us: int, limit: int) -> int:
         """Park what belongs to nodes whose lease has ended: due at `now_us`, epoch raised.
 
-        First the dead node is fenced for good, so that a batch of its that is under way
-        ends before, and none takes effect after. At most `limit` transactions per call;
-        a dead node's row goes when it owns none. Several nodes may do this at once.
+        First the dead node is fenced for good, so that none of its batches takes effect
+        after. One that has a batch under way just now is left for a later call. At most
+        `limit` transactions per call; a dead node's row goes when it owns none. Several
+        nodes may do this at once.
 
         Returns:
             How many were parked; call again while it is `limit`.

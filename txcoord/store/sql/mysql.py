@@ -91,7 +91,10 @@ class MysqlStore(ServerStore["JournalConnection"]):
             " collation_connection = 'utf8mb4_bin',"
             " sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO',"
             # Shorter than our own patience, so that the server says what is in the way.
-            f" innodb_lock_wait_timeout = {lock_wait_s}"
+            f" innodb_lock_wait_timeout = {lock_wait_s},"
+            # A process that hangs in the middle of a transaction must not hold its locks for ever. (Connections that
+            # nobody uses end by it too, and are replaced when they are needed.)
+            f" wait_timeout = {3 * round(self._timeout_s) + 30}"
         )
 
     def _connect_args(self) -> dict[str, Any]:

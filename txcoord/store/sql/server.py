@@ -6,7 +6,7 @@ import asyncio
 import random
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import URL, NullPool
@@ -126,7 +126,10 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
         if journal is not None:
             self._drop_journal(journal)
         if engine is not None:
-            await engine.dispose()
+            # A server that hangs does not keep us from closing.
+            with suppress(TimeoutError, *self.driver_errors):
+                async with asyncio.timeout(self._timeout_s):
+                    await engine.dispose()
 
     # -- the journal -----------------------------------------------------------------
 

@@ -8,9 +8,22 @@ so that several coordinators share the work and do not wait for each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    any_,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from txcoord.errors import LeaseLostError
 from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
@@ -19,6 +32,8 @@ from txcoord.store.base import ListQuery, Owned, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
 from txcoord.store.sql.tables import global_transaction as gt
 from txcoord.store.sql.tables import node
+
+T = TypeVar("T")
 
 _PATTERNS = {str(pattern): pattern for pattern in Pattern}
 _STATUSES = {str(status): status for status in Status}
@@ -124,13 +139,14 @@ def fence(connection: Connection, *, node_id: int) -> None:
 
 
 def fence_dead(connection: Connection, clock_us: ColumnElement[int]) -> Sequence[int]:
-    """Fence all nodes whose lease has ended; return the ids of all fenced ones. The table has few rows."""
+    """Fence all nodes whose lease has ended; return the ids of all fenced ones. The table has few rows.
+
+    A node whose batch is under way, which locks its row, is left for the next call: a process that hangs in the
+    middle of a transaction must not keep the others from being released.
+    """
     late = select(node.c.id).where(node.c.expires_us <= clock_us, node.c.expires_us != FENCED)
-    for node_id in connection.scalars(late.order_by(node.c.id)).all():
-        # Compared again here: it may have been renewed since.
-        connection.execute(
-            update(node).where(node.c.id == node_id, node.c.expires_us <= clock_us).values(expires_us=FENCED)
-        )
+    for node_id in _lock(connection, late):
+        connection.execute(update(node).where(node.c.id == node_id).values(expires_us=FENCED))
     return connection.scalars(select(node.c.id).where(node.c.expires_us == FENCED).order_by(node.c.id)).all()
 
 
@@ -154,12 +170,14 @@ def take_over_due(
 ) -> Sequence[Owned]:
     """Relies on: index (owner, due_us), read in its order; SKIP LOCKED, so that each row goes to one node."""
     check_lease(connection, clock_us, node_id=node_id)
-    due = (
-        select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us, gt.c.id).limit(limit)
-    )
+    due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us).limit(limit)
     rows = connection.execute(due.with_for_update(skip_locked=True)).all()
     if rows:
-        mine = update(gt).where(gt.c.id.in_([row[0] for row in rows])).values(owner=node_id, epoch=gt.c.epoch + 1)
+        mine = (
+            update(gt)
+            .where(among(connection, gt.c.id, [row[0] for row in rows]))
+            .values(owner=node_id, epoch=gt.c.epoch + 1)
+        )
         connection.execute(mine)
     found = map(stored_from, rows)
     return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
@@ -180,7 +198,7 @@ def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us
     """Waits for the rows' locks: the node itself asks, and nobody else writes what it owns for long."""
     total = 0
     for start in range(0, len(gids), CHUNK):
-        mine = select(gt.c.id).where(gt.c.gid.in_(gids[start : start + CHUNK]), gt.c.owner == node_id)
+        mine = select(gt.c.id).where(among(connection, gt.c.gid, gids[start : start + CHUNK]), gt.c.owner == node_id)
         ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
         total += _park(connection, ids, now_us=now_us)
     return total
@@ -193,7 +211,9 @@ CHUNK = 500
 def _park(connection: Connection, ids: Sequence[int], *, now_us: int) -> int:
     if ids:
         # The rows are locked by this transaction, so nothing has to be compared again.
-        parked = update(gt).where(gt.c.id.in_(ids)).values(owner=PARKED, due_us=now_us, epoch=gt.c.epoch + 1)
+        parked = (
+            update(gt).where(among(connection, gt.c.id, ids)).values(owner=PARKED, due_us=now_us, epoch=gt.c.epoch + 1)
+        )
         connection.execute(parked)
     return len(ids)
 
@@ -238,7 +258,11 @@ def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stor
         ids = ids.where(gt.c.owner.is_not(None)).order_by((gt.c.id + 0).desc())
         ids = ids.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
     page = connection.scalars(ids).all()
-    rows = connection.execute(select(*_COLUMNS).where(gt.c.id.in_(page)).order_by(gt.c.id.desc())) if page else ()
+    rows = (
+        connection.execute(select(*_COLUMNS).where(among(connection, gt.c.id, page)).order_by(gt.c.id.desc()))
+        if page
+        else ()
+    )
     return [stored_from(row) for row in rows]
 
 
@@ -287,9 +311,17 @@ def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: i
     far = select(gt.c.id).where(gt.c.owner == PARKED, gt.c.due_us > after_us).order_by(gt.c.due_us).limit(limit)
     ids = _lock(connection, far)
     for start in range(0, len(ids), CHUNK):
-        due = update(gt).where(gt.c.id.in_(ids[start : start + CHUNK]))
+        due = update(gt).where(among(connection, gt.c.id, ids[start : start + CHUNK]))
         connection.execute(due.values(due_us=AT_ONCE, updated_us=now_us, epoch=gt.c.epoch + 1))
     return len(ids)
+
+
+def among(connection: Connection, column: Column[T], values: Sequence[T]) -> ColumnElement[bool]:
+    """Whether the column is one of these: on PostgreSQL as one array, so that the statement's text, and with it
+    its preparation, does not depend on how many there are."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(list(values), ARRAY(column.type)))
+    return column.in_(values)
 
 
 def _can_be_stored(gid: str) -> bool:
