@@ -205,18 +205,24 @@ class _Scope:
 
     async def leave(self, error: BaseException | None) -> None:
         """End what `enter` began: keep it, or take it back because of an error."""
+        if error is not None:
+            return await self._take_back(error)
         try:
-            if error is None:
-                await (self._driver.commit() if self._commit else self._driver.release())
-            else:
-                await (self._driver.rollback() if self._commit else self._driver.undo())
-        except Exception as failure:
-            if error is None:
-                failure.add_note(f"{self._words()}: its end failed. The work must not commit or roll back by itself.")
-                raise
-            # What went wrong first matters more: the connection may be gone, or a deadlock
-            # has rolled everything back already.
-            error.add_note(f"{self._words()}: taking it back failed too ({failure!r}); roll the transaction back")
+            await (self._driver.commit() if self._commit else self._driver.release())
+        except BaseException as failure:
+            failure.add_note(
+                f"{self._words()}: could not be ended. Work must not commit or roll back by itself; "
+                "and what it added to a session is written only now."
+            )
+            await self._take_back(failure)
+            raise
+
+    async def _take_back(self, error: BaseException) -> None:
+        try:
+            await (self._driver.rollback() if self._commit else self._driver.undo())
+        except Exception as failure:  # noqa: BLE001 (what went wrong first matters more)
+            # The connection is gone, or a deadlock has rolled everything back already.
+            error.add_note(f"{self._words()}: taking it back failed too ({failure!r}): roll the transaction back.")
 
     async def check_back(self) -> bool:
         await self._open()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from enum import Enum, auto
+from itertools import count
 from typing import Any, ClassVar, TypeVar
 
 from txcoord.barrier.tables import Database, Placeholders
 
 T = TypeVar("T")
 
-SAVEPOINT = "txcoord_barrier"
+_savepoint_numbers = count(1)
 
 
 class Standing(Enum):
@@ -60,15 +61,18 @@ class Driver(ABC):
 
     async def savepoint(self) -> None:
         """Mark a point in the caller's transaction, opening that first where the next statement would."""
-        await self.execute(f"savepoint {SAVEPOINT}")
+        # A name of its own: in MySQL, a second one of the same name would take away the first,
+        # and a call within the work of another would end that.
+        self._savepoint = f"txcoord_barrier_{next(_savepoint_numbers)}"
+        await self.execute(f"savepoint {self._savepoint}")
 
     async def release(self) -> None:
         """Keep what came after the savepoint, as part of the caller's transaction."""
-        await self.execute(f"release savepoint {SAVEPOINT}")
+        await self.execute(f"release savepoint {self._savepoint}")
 
     async def undo(self) -> None:
         """Take back what came after the savepoint; the caller's transaction goes on."""
-        await self.execute(f"rollback to savepoint {SAVEPOINT}")
+        await self.execute(f"rollback to savepoint {self._savepoint}")
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,31 @@
+"""One database of each kind for the whole run: for tests that are many and keep to rows of their own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Server
+
+
+@pytest.fixture(scope="session")
+def shared_sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('shared')}/shared.db"
+
+
+@pytest.fixture(scope="session")
+def shared_mysql_url(mariadb_server: Server) -> Iterator[str]:
+    yield from _database(mariadb_server)
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url(postgres_server: Server) -> Iterator[str]:
+    yield from _database(postgres_server)
+
+
+def _database(server: Server) -> Iterator[str]:
+    name = f"shared_{uuid.uuid4().hex[:16]}"
+    yield server.create_database(name)
+    server.drop_database(name)
