@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 30.0
 
 QUICK = {
-    "TXCOORD_LEASE_S": "1",
+    "TXCOORD_LEASE_S": "2",
     "TXCOORD_ERROR_BACKOFF_S": "0.1",
     "TXCOORD_BACKOFF_CAP_S": "1",
     "TXCOORD_LOG_FORMAT": "json",

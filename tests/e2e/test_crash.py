@@ -39,13 +39,19 @@ def store_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture(params=["mariadb", "postgres"])
-def server_store(request: pytest.FixtureRequest) -> tuple[Server, str]:
-    """A store on a server of its own kind, and that server."""
-    server: Server = request.getfixturevalue(f"{request.param}_server")
-    url: str = request.getfixturevalue({"mariadb": "mysql_url", "postgres": "postgres_url"}[request.param])
+@pytest.fixture(params=["mysql", "postgres"])
+def server_url(request: pytest.FixtureRequest) -> str:
+    """A store that several coordinators can share."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
     upgrade(url)
-    return server, url
+    return url
+
+
+@pytest.fixture(params=["mariadb", "postgres"])
+def fragile_server(request: pytest.FixtureRequest) -> Server:
+    """A database server of this test's own, which it may kill."""
+    server: Server = request.getfixturevalue(f"fragile_{request.param}")
+    return server
 
 
 async def test_kill_at_random_moments(bank: Bank, store_url: str, tmp_path: Path) -> None:
@@ -69,11 +75,8 @@ async def test_kill_at_random_moments(bank: Bank, store_url: str, tmp_path: Path
     assert set(ended.values()) == {Status.SUCCEEDED, Status.FAILED}
 
 
-async def test_a_coordinator_paused_past_its_lease_changes_nothing(
-    bank: Bank, server_store: tuple[Server, str], tmp_path: Path
-) -> None:
-    _, url = server_store
-    late, other = (coordinator(url, tmp_path, name=name) for name in ("late", "other"))
+async def test_a_coordinator_paused_past_its_lease_changes_nothing(bank: Bank, server_url: str, tmp_path: Path) -> None:
+    late, other = (coordinator(server_url, tmp_path, name=name) for name in ("late", "other"))
     load = Load(bank, [late.url], seed=2, clients=16)
     try:
         late.start()
@@ -83,10 +86,10 @@ async def test_a_coordinator_paused_past_its_lease_changes_nothing(
         late.pause()
         # All that the late one had accepted is driven to its end by the other one.
         ended = await all_ended(other.url, list(load.accepted))
-        before = _rows(url)
+        before = _rows(server_url)
         late.resume()
         await _until(lambda: _logged(late, "node lease lost"))
-        after = _rows(url)
+        after = _rows(server_url)
         assert {gid: after[gid] for gid in before} == before
         # It has joined again, as a new node, and works on.
         accepted = len(load.accepted)
@@ -101,33 +104,33 @@ async def test_a_coordinator_paused_past_its_lease_changes_nothing(
     bank.check(ended)
 
 
-async def test_the_database_away_for_ten_seconds(bank: Bank, server_store: tuple[Server, str], tmp_path: Path) -> None:
-    server, url = server_store
+async def test_the_database_away_for_ten_seconds(bank: Bank, fragile_server: Server, tmp_path: Path) -> None:
+    url = fragile_server.create_database("txcoord")
+    upgrade(url)
     process = coordinator(url, tmp_path, TXCOORD_LEASE_S="5")
     load = Load(bank, [process.url], seed=3)
     try:
         process.start()
         load.start()
         await _until(lambda: len(load.accepted) > 50)
-        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(fragile_server.kill)
         await asyncio.sleep(10)
-        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(fragile_server.start)
         accepted = len(load.accepted)
         await _until(lambda: len(load.accepted) > accepted + 50)
         await load.stop()
         ended = await all_ended(process.url, load.accepted)
     finally:
-        server.start()
+        fragile_server.start()
         process.close()
 
     bank.check(ended)
 
 
 async def test_two_coordinators_share_one_database_and_the_work_of_a_dead_one(
-    bank: Bank, server_store: tuple[Server, str], tmp_path: Path
+    bank: Bank, server_url: str, tmp_path: Path
 ) -> None:
-    _, url = server_store
-    dying, other = (coordinator(url, tmp_path, name=name) for name in ("dying", "other"))
+    dying, other = (coordinator(server_url, tmp_path, name=name) for name in ("dying", "other"))
     load = Load(bank, [dying.url, other.url], seed=4)
     try:
         dying.start()
