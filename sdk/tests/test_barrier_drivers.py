@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,17 @@ async def test_pools_lend_connections_that_will_do(mysql_url: str, postgres_url:
             await action(gid).call(pool, nothing_async)
     async with aiomysql.create_pool(minsize=1, **account) as my_pool, my_pool.acquire() as connection:
         assert await action(gid).call(connection, nothing_async, commit=True) is RUN
+
+
+async def test_leaving_out_a_duplicate_is_nothing_to_warn_of(mysql_url: str, gid: str) -> None:
+    create_table_at(mysql_url)
+    connection = await aiomysql.connect(**support.PyMySQL(mysql_url).account)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        passages = [await action(gid).call(connection, nothing_async) for _ in range(2)]
+    connection.close()
+
+    assert passages == [RUN, DUPLICATE]
 
 
 # -- isolation levels ------------------------------------------------------------------------
