@@ -111,6 +111,7 @@ class Advancer:
         """Give it up until it is due. Who waits is told after that, so that whoever then
         makes it due at once finds it parked."""
         await self._save(live, live.tx.replace(due_us=due_us, updated_us=self._clock.now_us()), park=True)
+        metrics.PARKED.inc()
         live.end_pass(_what_it_waits_for(live.tx))
         return due_us
 

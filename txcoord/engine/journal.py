@@ -177,6 +177,7 @@ class Journal:
                 if self.store_is_available:
                     log.warning("store unavailable", error=str(error), waiting=len(batch) + len(self._urgent))
                 self.store_is_available = False
+                metrics.JOURNAL_RETRIES.inc()
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
                 batch = _still_wanted(batch)
