@@ -108,18 +108,16 @@ async def test_credentials_in_the_url_are_sent_as_basic_authorization(dispatcher
     assert it.received[0].header("Authorization") == "Basic dXNlcjpwYXNz"
 
 
-async def test_ipv6_and_names(dispatcher: HttpDispatcher) -> None:
+async def test_an_ipv6_address_is_called(dispatcher: HttpDispatcher) -> None:
     sock = socket.socket(socket.AF_INET6)
     try:
         sock.bind(("::1", 0))
     except OSError:
         pytest.skip("no IPv6 on this machine")
     async with participant(plays(answer()), sock=sock) as it:
-        by_address = await dispatcher.call(request(f"http://[::1]:{it.port}/"))
-        by_name = await dispatcher.call(request(f"http://localhost:{it.port}/"))
+        result = await dispatcher.call(request(f"http://[::1]:{it.port}/"))
 
-    assert by_address.outcome is Outcome.SUCCESS, by_address
-    assert by_name.code in (0, 200)
+    assert result.outcome is Outcome.SUCCESS
     assert it.received[0].header("Host") == f"[::1]:{it.port}"
 
 
@@ -543,14 +541,18 @@ async def test_credentials_stay_with_their_origin(dispatcher: HttpDispatcher) ->
 
 @pytest.mark.parametrize(
     ("location", "words"),
-    [("/again", "more than 5 redirects"), ("ftp://a/", "its scheme is 'ftp'"), ("http://\x01", "cannot be called")],
+    [
+        ("/again", "more than 5 redirects"),
+        ("ftp://a/", "its scheme is 'ftp'"),
+        ("http://a:b/", "its port is not a number"),
+    ],
 )
 async def test_a_redirect_that_leads_nowhere_is_unknown(dispatcher: HttpDispatcher, location: str, words: str) -> None:
     async with participant(plays(answer(307, b"", f"Location: {location}"))) as it:
         result = await dispatcher.call(request(it.base))
 
     assert (result.outcome, result.called) == (Outcome.UNKNOWN, True)
-    assert words in result.detail or "not HTTP/1.1" in result.detail
+    assert words in result.detail
 
 
 async def test_a_redirect_without_a_location_is_an_answer(dispatcher: HttpDispatcher) -> None:
