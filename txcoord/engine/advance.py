@@ -23,6 +23,8 @@ from txcoord.store.base import Applied, Save
 
 log = get_logger()
 
+_SHORTEST_HOLD_S = 0.1
+
 
 class Advancer:
     """Drives transactions that this process owns. Holds no state of theirs."""
@@ -206,7 +208,9 @@ class Advancer:
     ) -> BranchOp:
         tx = live.tx
         if not result.called:
-            return record_held_off(op, until_us=now_us + jittered_us(result.retry_after_s, self._random))
+            # A dispatcher that is closed or full may say "at once": that must not become a loop.
+            delay_s = max(result.retry_after_s, _SHORTEST_HOLD_S)
+            return record_held_off(op, until_us=now_us + jittered_us(delay_s, self._random))
         metrics.branch_called(tx.pattern, op.op, result.outcome)
         recorded = record_call(
             op,
