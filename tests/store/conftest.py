@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.servers import Server
 from tests.store.databases import run_sql
 from txcoord.store.base import Store
 from txcoord.store.url import open_store, upgrade
@@ -14,9 +16,24 @@ from txcoord.store.url import open_store, upgrade
 ALL = ("memory", "sqlite", "mysql", "postgres")
 SERVERS = ("mysql", "postgres")
 
-OpenStore = Callable[[], Awaitable[Store]]
 
-_upgraded: set[str] = set()
+def _one_database(server: Server) -> Iterator[str]:
+    """One database with our tables, emptied for each test: to make hundreds would take a minute."""
+    name = f"store_{uuid.uuid4().hex[:16]}"
+    url = server.create_database(name)
+    upgrade(url)
+    yield url
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def shared_mysql_url(mariadb_server: Server) -> Iterator[str]:
+    yield from _one_database(mariadb_server)
+
+
+@pytest.fixture(scope="session")
+def shared_postgres_url(postgres_server: Server) -> Iterator[str]:
+    yield from _one_database(postgres_server)
 
 
 @pytest.fixture(params=ALL)
@@ -25,16 +42,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def store_url(kind: str, request: pytest.FixtureRequest) -> str:
+def store_url(kind: str, request: pytest.FixtureRequest) -> str:
     """The URL of an empty database with our tables."""
     if kind == "memory":
         return "memory://"
-    url: str = request.getfixturevalue(f"{kind}_url")
-    if kind in SERVERS:
-        if url not in _upgraded:
-            await asyncio.to_thread(upgrade, url)
-            _upgraded.add(url)
-        await run_sql(url, "DELETE FROM global_transaction", "DELETE FROM node")
+    if kind == "sqlite":
+        return str(request.getfixturevalue("sqlite_url"))
+    url: str = request.getfixturevalue(f"shared_{kind}_url")
+    asyncio.run(run_sql(url, "DELETE FROM global_transaction", "DELETE FROM node"))
     return url
 
 

@@ -25,3 +25,14 @@ async def run_sql(url: str, *statements: str) -> None:
     async with connected(url) as connection:
         for statement in statements:
             await connection.execute(text(statement))
+
+
+async def wait_until_somebody_waits_for_a_lock(url: str) -> None:
+    """Return when some transaction on this server waits for a row that another one has locked."""
+    async with connected(url) as connection:
+        if connection.dialect.name == "mysql":
+            waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        else:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        while not await connection.scalar(text(waiting)):
+            await connection.rollback()

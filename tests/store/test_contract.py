@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from tests.sagas import NOON_US, make_saga
-from tests.store.databases import connected
+from tests.store.databases import connected, wait_until_somebody_waits_for_a_lock
 from txcoord.errors import LeaseLostError, StoreUnavailableError
 from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
 from txcoord.store.base import Applied, Create, ListQuery, Save, Store, Stored
@@ -754,6 +754,48 @@ async def test_unfinished_transactions_are_counted_by_status(store: Store) -> No
     await store.apply(node, [Save(tx=saga("done", status=Status.FAILED), epoch=1)])
 
     assert await store.count_by_status() == {Status.SUBMITTED: 2, Status.ABORTING: 1, Status.PREPARED: 1}
+
+
+# -- conflicts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_batch_that_loses_to_a_deadlock_is_applied_all_the_same(store: Store, store_url: str) -> None:
+    node = await join(store)
+    many = [saga(f"other {i}") for i in range(20)]
+    await created(store, node, saga("g1"), saga("g2"), *many)
+    rows = tables.global_transaction
+    async with connected(store_url) as rival:
+        # It has written more than the batch, so that the database ends the batch rather than this.
+        await rival.execute(update(rows).where(rows.c.gid.startswith("other")).values(result="rival"))
+        await rival.execute(update(rows).where(rows.c.gid == "g2").values(result="rival"))
+        batch = [Save(tx=saga(gid, status=Status.ABORTING), epoch=1) for gid in ("g1", "g2")]
+        applying = asyncio.create_task(store.apply(node, batch))
+        await wait_until_somebody_waits_for_a_lock(store_url)
+        await rival.execute(update(rows).where(rows.c.gid == "g1").values(result="rival"))
+
+    assert await applying == [Applied.DONE, Applied.DONE]
+    assert [(await found(store, gid)).tx.status for gid in ("g1", "g2")] == [Status.ABORTING, Status.ABORTING]
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_row_that_stays_locked_is_given_up_in_time(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, saga())
+    impatient = open_store(store_url, timeout_s=1)
+    await impatient.open()
+    rows = tables.global_transaction
+    async with connected(store_url) as rival:
+        await rival.execute(select(rows.c.id).where(rows.c.gid == "g1").with_for_update())
+        with pytest.raises(StoreUnavailableError):
+            await impatient.apply(node, [Save(tx=saga(status=Status.ABORTING), epoch=1)])
+        with pytest.raises(StoreUnavailableError):
+            await impatient.force_stop("g1", now_us=NOON_US, reason="by hand")
+        # Reading does not wait.
+        assert (await found(impatient, "g1")).tx.status is Status.SUBMITTED
+
+    assert await impatient.apply(node, [Save(tx=saga(status=Status.ABORTING), epoch=1)]) == [Applied.DONE]
+    await impatient.close()
 
 
 # -- connections ---------------------------------------------------------------------

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.sagas import NOON_US, make_saga
-from tests.servers import Server, start_mariadb, start_postgres
+from tests.servers import Server
 from tests.store.proxies import proxied
 from txcoord.errors import StoreUnavailableError
 from txcoord.model import Status
 from txcoord.store.base import Applied, Create, ListQuery, Save, Store
 from txcoord.store.url import open_store, upgrade
 
-pytestmark = pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True, scope="module")
+pytestmark = pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def server(kind: str) -> Iterator[Server]:
-    """A server that no other test uses."""
-    with {"mysql": start_mariadb, "postgres": start_postgres}[kind]() as server:
-        upgrade(server.url)
-        yield server
+@pytest.fixture
+def server(kind: str, request: pytest.FixtureRequest) -> Server:
+    """A server with our tables that may be stopped and killed."""
+    server: Server = request.getfixturevalue({"mysql": "fragile_mariadb", "postgres": "fragile_postgres"}[kind])
+    upgrade(server.url)
+    return server
 
 
 @pytest.fixture
 async def store(server: Server) -> AsyncIterator[Store]:
-    server.ensure_running()
     store = open_store(server.url, timeout_s=5)
     await store.open()
     yield store
     await store.close()
-    server.ensure_running()
 
 
 async def _everything_works(store: Store, node_id: int, gid: str) -> None:
@@ -101,7 +94,6 @@ async def test_a_database_that_hangs_is_given_up_in_time(server: Server) -> None
 
 
 async def test_a_batch_whose_answer_was_lost_is_applied_again_without_harm(server: Server) -> None:
-    server.ensure_running()
     async with proxied(server.url) as (proxy, url):
         store = open_store(url, timeout_s=5)
         await store.open()
@@ -124,7 +116,6 @@ async def test_a_batch_whose_answer_was_lost_is_applied_again_without_harm(serve
 
 
 async def test_connections_that_were_cut_are_replaced(server: Server) -> None:
-    server.ensure_running()
     async with proxied(server.url) as (proxy, url):
         store = open_store(url, timeout_s=5)
         await store.open()
