@@ -15,6 +15,9 @@ from msgspec.structs import replace
 
 MICROSECONDS = 1_000_000
 
+NEVER_US = 253_402_300_799_000_000
+"""The end of the year 9999, as the due time of what waits for an operator."""
+
 AT_ONCE = 0
 """As the due time of a parked transaction: an operator wants it looked at now, whatever its operations wait for."""
 
@@ -99,6 +102,8 @@ class BranchOp(Struct, frozen=True, kw_only=True):
     """On an action, set when the saga turned round: it may have had an effect."""
     failures: int = 0
     """Calls since the last understood answer that ended without one."""
+    refusals: int = 0
+    """Answers of failure in a row from an operation that has no way to fail."""
     due_us: int = 0
     """Not to be called before this instant."""
     finished_us: int | None = None

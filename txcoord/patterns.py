@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from txcoord.decision import Decision, MoveTo
 from txcoord.model import GlobalTransaction, Pattern
 from txcoord.saga.decide import decide as decide_saga
+from txcoord.tcc.decide import decide as decide_tcc
 
 DECIDE: Mapping[Pattern, Callable[[GlobalTransaction, int, Collection[int]], Decision]] = {
     Pattern.SAGA: decide_saga,
+    Pattern.TCC: decide_tcc,
 }
 
 

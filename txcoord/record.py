@@ -22,9 +22,13 @@ def record_call(
     if attempt.outcome is Outcome.FAILURE and op.op in MAY_FAIL:
         return op.replace(status=OpStatus.FAILED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
     if attempt.outcome is Outcome.ONGOING:
-        return op.replace(failures=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
+        return op.replace(
+            failures=0, refusals=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts
+        )
     failures = op.failures + 1
-    return op.replace(failures=failures, due_us=now_us + error_delay_us(policy, failures, random), attempts=attempts)
+    refusals = op.refusals + 1 if attempt.outcome is Outcome.FAILURE else 0
+    due_us = now_us + error_delay_us(policy, failures, random)
+    return op.replace(failures=failures, refusals=refusals, due_us=due_us, attempts=attempts)
 
 
 def record_success_without_call(op: BranchOp, *, now_us: int) -> BranchOp:

@@ -41,6 +41,17 @@ class TransRequest(Struct, frozen=True, kw_only=True):
     req_extra: dict[str, str] = {}
 
 
+class BranchRegistration(Struct, frozen=True, kw_only=True):
+    """The body of registerBranch, as of a TCC: decoded and typed, not yet checked."""
+
+    gid: str = ""
+    trans_type: str = ""
+    branch_id: str = ""
+    data: bytes = b""
+    confirm: str = ""
+    cancel: str = ""
+
+
 class SubmitResult(Struct, frozen=True, kw_only=True):
     """Where the transaction stands when a submit is answered.
 

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from txcoord.dispatch.base import CallResult
 from txcoord.model import GlobalTransaction, Status
 from txcoord.request import SubmitResult
 from txcoord.store.base import Applied
+
+
+class ChangeRequest:
+    """A wish to change a prepared transaction, and who is to be told when it is durable.
+
+    `change` is pure: it takes the transaction as it stands and the time, and returns it as
+    it is to be, or raises what the caller is told.
+    """
+
+    __slots__ = ("answer", "change")
+
+    def __init__(
+        self, change: Callable[[GlobalTransaction, int], GlobalTransaction], answer: asyncio.Future[GlobalTransaction]
+    ) -> None:
+        self.change = change
+        self.answer = answer
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class LiveTransaction:
@@ -26,6 +46,7 @@ class LiveTransaction:
         "has_unsaved_results",
         "in_flight",
         "is_recovered",
+        "requests",
         "task",
         "timer",
         "tx",
@@ -50,6 +71,8 @@ class LiveTransaction:
         self.task: asyncio.Task[None] | None = None
         self.creation: asyncio.Future[Applied] | None = None
         """Ends when it is durable; None for one that was taken over, which is."""
+        self.requests: list[ChangeRequest] = []
+        """What callers want changed; the drive task carries it out."""
         self.timer: asyncio.TimerHandle | None = None
         """Bounds the wait of the submit that created it."""
         self.waiters: list[asyncio.Future[SubmitResult]] = []

@@ -35,13 +35,17 @@ class Save(Struct, frozen=True, kw_only=True):
 
     Written: status, branch results, `due_us`, `updated_us`, `finished_us`,
     `rollback_reason`, `result`. With `park` the node gives it up and it is due at
-    `tx.due_us` (never None then). A final status gives it up for good. The branches'
-    definitions, options and custom data never change after `Create`.
+    `tx.due_us` (never None then). A final status gives it up for good.
+
+    The definition (branches as they were asked for, options, custom data) is written too
+    if `with_definition`: a branch was registered, or a submit brought other options. It
+    is left alone otherwise: most transactions never change it.
     """
 
     tx: GlobalTransaction
     epoch: int
     park: bool = False
+    with_definition: bool = False
 
 
 Change = Create | Save
@@ -155,6 +159,19 @@ class Store(Protocol):
 
         Several nodes calling this at once get different ones and do not wait for each
         other, where the database can do that.
+
+        Raises:
+            LeaseLostError: the node's lease has ended; nothing was taken.
+        """
+
+    async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
+        """Make a prepared transaction this node's, whoever has it; raise its epoch.
+
+        Nothing is called for a transaction that is prepared, so it may change hands at any
+        moment: a node that had it finds out with its next write.
+
+        Returns:
+            It with its new epoch; None: there is no such gid, or it is not prepared.
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.

@@ -1,15 +1,17 @@
 """How a transaction's branches and options are written into text columns, as JSON.
 
-Two documents for each transaction: the *definition*, written once, and the *progress*,
-written with each save. Both are on the hot path, so they are short: what has its default
-is left out, and a payload that two operations of a branch share stands there once.
+Two documents for each transaction: the *definition*, written once (or whenever a branch
+joins), and the *progress*, written with each save. Both are on the hot path, so they are short:
+what has its default is left out, and a payload that two operations of a branch share stands
+there once.
 
     definition  {"options":{…}, "protocol":"grpc", "branches":[["01","compensate","http://…","{…}"],
                  ["01","action","http://…"], …]}
     progress    [[1,"succeed",0,0,false,1700000000000000,[{"at_us":…,"outcome":"success",…}]], …]
 
 A payload is text where it is valid UTF-8, else {"base64":"…"}; JSON null (or its absence) means "that
-of the operation before". An entry of the progress starts with the position of its branch operation.
+of the operation before". An entry of the progress starts with the position of its branch operation;
+its last element, the refusals, is there only if there were some.
 Neither document ever holds a raw control character: JSON escapes them.
 """
 
@@ -59,6 +61,7 @@ class _BranchProgress(Struct, frozen=True, array_like=True):
     reached: bool
     finished_us: int | None
     attempts: tuple[Attempt, ...]
+    refusals: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -71,7 +74,7 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def encode_definition(tx: GlobalTransaction) -> bytes:
-    """Write down what never changes."""
+    """Write down what was asked for."""
     branches: list[tuple[Any, ...]] = []
     shared: bytes | None = None
     for branch in tx.branches:
@@ -101,6 +104,7 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
             branch.reached,
             branch.finished_us,
             branch.attempts,
+            *((branch.refusals,) if branch.refusals else ()),
         )
         for index, branch in enumerate(branches)
         if branch.status is not prepared
@@ -108,6 +112,7 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
         or branch.due_us
         or branch.reached
         or branch.failures
+        or branch.refusals
         or branch.finished_us is not None
     ]
     return _encode_any_text(entries) if entries else NO_PROGRESS
@@ -132,6 +137,7 @@ def decode(definition: str | bytes, progress: str | bytes) -> tuple[Definition, 
             due_us=done.due_us,
             finished_us=done.finished_us,
             attempts=done.attempts,
+            refusals=done.refusals,
         )
     return stored, tuple(branches)
 

@@ -132,6 +132,17 @@ class MemoryStore:
 
         return self._run("take_over_due", work)
 
+    async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
+        def work() -> Owned | None:
+            self._check_lease(node_id)
+            row = self._rows.get(gid)
+            if row is None or row.tx.status is not Status.PREPARED:
+                return None
+            self._rows[gid] = replace(row, owner=node_id, epoch=row.epoch + 1)
+            return Owned(tx=row.tx, epoch=row.epoch + 1)
+
+        return self._run("claim_prepared", work)
+
     async def next_due_us(self) -> int | None:
         return self._run("next_due_us", lambda: min(map(_due, self._parked()), default=None))
 
@@ -277,6 +288,14 @@ def _owner_after(tx: GlobalTransaction, *, parked: bool, node_id: int) -> int | 
 
 def _changed(old: GlobalTransaction, change: Save) -> GlobalTransaction:
     new = change.tx
+    if change.with_definition:
+        old = old.replace(
+            branches=new.branches,
+            options=new.options,
+            protocol=new.protocol,
+            query_prepared=new.query_prepared,
+            custom_data=new.custom_data,
+        )
     return old.replace(
         status=new.status,
         branches=tuple(_branch_changed(was, now) for was, now in zip(old.branches, new.branches, strict=True)),
@@ -293,6 +312,7 @@ def _branch_changed(old: BranchOp, new: BranchOp) -> BranchOp:
         status=new.status,
         reached=new.reached,
         failures=new.failures,
+        refusals=new.refusals,
         due_us=new.due_us,
         finished_us=new.finished_us,
         attempts=new.attempts,

@@ -53,8 +53,9 @@ _UNLESS_THERE = b" ON DUPLICATE KEY UPDATE gid = global_transaction.gid"
 # Relies on: the unique key on gid; counts as affected if anything is different.
 _UPDATE = (
     b"UPDATE global_transaction SET status='%b',owner=%b,updated_us=%d,due_us=%b,finished_us=%b,progress=%b,"
-    b"rollback_reason=%b,result=%b WHERE gid=%b AND epoch=%d"
+    b"rollback_reason=%b,result=%b%b WHERE gid=%b AND epoch=%d"
 )
+_WITH_DEFINITION = b",definition=%b"
 
 # Relies on: the unique key on gid.
 _LOOK = b"SELECT gid, token, epoch FROM global_transaction WHERE gid IN (%b)"
@@ -295,6 +296,7 @@ def _update(change: Save, node_id: int) -> bytes:
         _quoted(codec.encode_progress(tx.branches)),
         _text(codec.clean_text(tx.rollback_reason)),
         _text(codec.clean_text(tx.result)),
+        _WITH_DEFINITION % _quoted(codec.encode_definition(tx)) if change.with_definition else b"",
         _text(tx.gid),
         change.epoch,
     )

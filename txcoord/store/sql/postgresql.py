@@ -21,7 +21,8 @@ _CLOCK_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 # One statement is one transaction, one round trip, one flush of the log; its text does not depend on the
 # batch, so that it is prepared once. The fence comes first, because both writes take their rows from it: a
 # node whose lease has ended finds none, and FOR SHARE keeps `release_dead` waiting until this has committed.
-# Rows are updated in the order of the arrays, which is that of the gids.
+# Rows are updated in the order of the arrays, which is that of the gids. A definition that is not written stays
+# where it is: a large one is kept outside the row, and the new row only points to it again.
 _APPLY = f"""
 WITH fence AS MATERIALIZED (
     SELECT id FROM node WHERE id = $1::bigint AND expires_us > {_CLOCK_US} FOR SHARE
@@ -39,10 +40,12 @@ WITH fence AS MATERIALIZED (
 ), saved AS (
     UPDATE global_transaction AS t
     SET status = v.status, owner = v.owner, updated_us = v.updated_us, due_us = v.due_us,
-        finished_us = v.finished_us, progress = v.progress, rollback_reason = v.rollback_reason, result = v.result
+        finished_us = v.finished_us, progress = v.progress, rollback_reason = v.rollback_reason, result = v.result,
+        definition = coalesce(v.definition, t.definition)
     FROM fence, unnest($16::text[], $17::int[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[],
-                       $22::bigint[], $23::text[], $24::text[], $25::text[])
-         AS v (gid, epoch, status, owner, updated_us, due_us, finished_us, progress, rollback_reason, result)
+                       $22::bigint[], $23::text[], $24::text[], $25::text[], $26::text[])
+         AS v (gid, epoch, status, owner, updated_us, due_us, finished_us, progress, rollback_reason, result,
+               definition)
     WHERE t.gid = v.gid AND t.epoch = v.epoch
     RETURNING 1
 )

@@ -14,7 +14,7 @@ FENCED = 0
 """The end of the lease of a node that was fenced."""
 
 CREATE_WIDTH = 14
-SAVE_WIDTH = 10
+SAVE_WIDTH = 11
 
 
 def is_done(change: Change, row: tuple[str, int, int] | None) -> Applied:
@@ -61,6 +61,7 @@ def create_row(change: Create, node_id: int) -> tuple[Any, ...]:
 
 
 def save_row(change: Save, node_id: int) -> tuple[Any, ...]:
+    """The last is None unless the definition is to be written."""
     tx = change.tx
     return (
         tx.gid,
@@ -73,4 +74,5 @@ def save_row(change: Save, node_id: int) -> tuple[Any, ...]:
         codec.encode_progress(tx.branches).decode(),
         codec.clean_text(tx.rollback_reason),
         codec.clean_text(tx.result),
+        codec.encode_definition(tx).decode() if change.with_definition else None,
     )

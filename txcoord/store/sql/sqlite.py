@@ -41,7 +41,8 @@ CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
 
     UPDATE global_transaction
     SET status = value ->> 2, owner = value ->> 3, updated_us = value ->> 4, due_us = value ->> 5,
-        finished_us = value ->> 6, progress = value ->> 7, rollback_reason = value ->> 8, result = value ->> 9
+        finished_us = value ->> 6, progress = value ->> 7, rollback_reason = value ->> 8, result = value ->> 9,
+        definition = coalesce(value ->> 10, definition)
     FROM json_each(new.saves)
     WHERE gid = value ->> 0 AND epoch = value ->> 1;
 END

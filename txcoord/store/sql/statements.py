@@ -183,6 +183,18 @@ def take_over_due(
     return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
 
 
+def claim_prepared(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, gid: str) -> Owned | None:
+    """Relies on: the unique key on gid; the row lock, from reading it until it is this node's."""
+    check_lease(connection, clock_us, node_id=node_id)
+    stored = find(connection, gid=gid, lock=True)
+    if stored is None:
+        return None
+    mine = update(gt).where(gt.c.id == stored.id, gt.c.status == Status.PREPARED.value)
+    if connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1)).rowcount != 1:
+        return None
+    return Owned(tx=stored.tx, epoch=stored.epoch + 1)
+
+
 def next_due_us(connection: Connection) -> int | None:
     """Relies on: index (owner, due_us); its first entry is the answer."""
     due: int | None = connection.scalar(select(func.min(gt.c.due_us)).where(gt.c.owner == PARKED))

@@ -79,6 +79,10 @@ class SqlStore(ABC):
             lambda c: statements.take_over_due(c, clock, node_id=node_id, now_us=now_us, limit=limit)
         )
 
+    async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
+        clock = self._clock_us()
+        return await self._write(lambda c: statements.claim_prepared(c, clock, node_id=node_id, gid=gid))
+
     async def next_due_us(self) -> int | None:
         return await self._read(statements.next_due_us)
 

@@ -35,7 +35,7 @@ global_transaction = Table(
     Column("due_us", BigInteger),
     Column("deadline_us", BigInteger),
     Column("finished_us", BigInteger),
-    # JSON, see txcoord/store/codec.py: the definition never changes, the progress with each save.
+    # JSON, see txcoord/store/codec.py: the definition seldom changes, the progress with each save.
     Column("definition", _LONG_TEXT, nullable=False),
     Column("progress", _LONG_TEXT, nullable=False),
     Column("rollback_reason", _LONG_TEXT, nullable=False),

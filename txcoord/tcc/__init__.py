@@ -1,0 +1,1 @@
+"""TCC: tries reserve, then confirms use it or cancels give it back."""
