@@ -83,7 +83,7 @@ Branch = Annotated[BranchContext, Depends(branch_in(BARRIER_TABLE))]
 
 def make_parser(description: str | None, *, port: int) -> argparse.ArgumentParser:
     """Make the command line that all services have in common."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=port, help="port to listen on (default: %(default)s)")
     return parser

@@ -21,8 +21,15 @@ EPOCH_US = 1_767_268_800 * MICROSECONDS
 """The wall-clock time at which each loop begins: 2026-01-01, 12:00 UTC."""
 
 
+MOST_STEPS_AT_ONCE = 20_000
+
+
 class NothingCanHappenError(RuntimeError):
     """All tasks wait, and no timer is set."""
+
+
+class TimeStandsStillError(RuntimeError):
+    """Tasks go on and on, and no time passes."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -31,14 +38,22 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self._steps_at_once = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
             if timeout is None:
                 raise NothingCanHappenError("every task waits for another one, and no timer is set")
-            self.now_s += max(timeout, 0.0)
+            self._let_pass(max(timeout, 0.0))
         return ready
+
+    def _let_pass(self, seconds: float) -> None:
+        self.now_s += seconds
+        self._steps_at_once = 0 if seconds else self._steps_at_once + 1
+        if self._steps_at_once > MOST_STEPS_AT_ONCE:
+            self._steps_at_once = 0
+            raise TimeStandsStillError(f"{MOST_STEPS_AT_ONCE} steps of the loop, and it is still {self.now_s} s")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -44,7 +44,14 @@ app.add_typer(db, name="db")
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings (or TXCOORD_CONFIG).", show_default=False, metavar="FILE")
 ]
-Store = Annotated[str | None, typer.Option(help="Where transactions are kept.", show_default=False, metavar="URL")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="Where transactions are kept: sqlite:///file.db, mysql://…, postgresql://… or memory://.",
+        show_default=False,
+        metavar="URL",
+    ),
+]
 Other = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting; may be repeated.", show_default=False, metavar="NAME=VALUE"),
@@ -57,7 +64,12 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on.", show_default=False, metavar="NUMBER")] = None,
     workers: Annotated[
-        str | None, typer.Option(help="Processes that share the port.", show_default=False, metavar="NUMBER")
+        str | None,
+        typer.Option(
+            help="Processes that share the port; more than 1 needs a server database.",
+            show_default=False,
+            metavar="NUMBER",
+        ),
     ] = None,
     store: Store = None,
     log_level: Annotated[
@@ -67,19 +79,34 @@ def serve(
         str | None, typer.Option(help="auto, json or text.", show_default=False, metavar="FORMAT")
     ] = None,
     lease_s: Annotated[
-        str | None, typer.Option("--lease", help="Lease of a node.", show_default=False, metavar="SECONDS")
+        str | None,
+        typer.Option(
+            "--lease",
+            help="Others take over what a node drives when it is not heard of for so long.",
+            show_default=False,
+            metavar="SECONDS",
+        ),
     ] = None,
     drain_s: Annotated[
-        str | None, typer.Option("--drain", help="Longest orderly end.", show_default=False, metavar="SECONDS")
+        str | None,
+        typer.Option(
+            "--drain",
+            help="Longest time after SIGTERM for calls under way to end.",
+            show_default=False,
+            metavar="SECONDS",
+        ),
     ] = None,
     request_timeout_s: Annotated[
         str | None,
-        typer.Option("--request-timeout", help="Limit of a branch call.", show_default=False, metavar="SECONDS"),
+        typer.Option("--request-timeout", help="Time limit of a branch call.", show_default=False, metavar="SECONDS"),
     ] = None,
     retry_interval_s: Annotated[
         str | None,
         typer.Option(
-            "--retry-interval", help="Until an ONGOING branch is asked again.", show_default=False, metavar="SECONDS"
+            "--retry-interval",
+            help="Time until a branch that answered ONGOING is asked again.",
+            show_default=False,
+            metavar="SECONDS",
         ),
     ] = None,
     other: Other = None,
@@ -165,8 +192,8 @@ def upgrade(config: Config = None, store: Store = None) -> None:
     from txcoord.store.migrations import HEAD
     from txcoord.store.url import upgrade as upgrade_schema
 
-    settings = _load({"store": store}, config, None).values
-    with _sentences():
+    settings = _load_for_tables(store, config)
+    with _sentences(settings):
         upgrade_schema(settings.store)
     typer.echo(f"store {settings.shown_store()}: the schema is at version {HEAD}")
 
@@ -180,8 +207,8 @@ def current(config: Config = None, store: Store = None) -> None:
     from txcoord.store.migrations import HEAD
     from txcoord.store.url import current as current_schema
 
-    settings = _load({"store": store}, config, None).values
-    with _sentences():
+    settings = _load_for_tables(store, config)
+    with _sentences(settings):
         found = current_schema(settings.store)
     state = f"the schema is at version {found}" if found else "there is no schema"
     if found == HEAD:
@@ -190,11 +217,22 @@ def current(config: Config = None, store: Store = None) -> None:
         _fail(f"store {settings.shown_store()}: {state}, this program needs {HEAD}: run txcoord db upgrade", 1)
 
 
+def _load_for_tables(store: str | None, config: Path | None) -> Settings:
+    settings = _load({"store": store}, config, None).values
+    if settings.store == "memory://":
+        _fail("the store memory:// has no tables: name a database with --store or TXCOORD_STORE", EXIT_WRONG_SETTINGS)
+    return settings
+
+
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(settings: Settings) -> Iterator[None]:
+    from txcoord.store.url import cannot_be_used
+
     try:
         yield
-    except (ValueError, SchemaError, StoreUnavailableError) as error:
+    except StoreUnavailableError as error:
+        _fail(cannot_be_used(settings.store, error), EXIT_NOT_STARTED)
+    except (ValueError, SchemaError) as error:
         _fail(str(error), EXIT_NOT_STARTED)
 
 

@@ -8,6 +8,7 @@ for other nodes to take; then the process leaves with 0. A second signal does no
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import math
 import socket
@@ -24,7 +25,7 @@ from txcoord.app import App, build
 from txcoord.errors import SchemaError, StoreUnavailableError
 from txcoord.logs import get_logger
 from txcoord.settings import Settings
-from txcoord.store.url import open_store
+from txcoord.store.url import cannot_be_used, open_store
 
 log = get_logger()
 
@@ -51,7 +52,9 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise StartError(f"host {host} cannot be resolved: {error.strerror or error}") from error
+        raise StartError(
+            f"host {host} cannot be resolved: {error.strerror or error}; choose another with --host"
+        ) from error
     # "localhost" is both; most clients try IPv4, and all of them do so in the end.
     family, kind, protocol, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
     listener = socket.socket(family, kind, protocol)
@@ -62,9 +65,9 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
+        cure = "stop what uses it, or choose" if error.errno == errno.EADDRINUSE else "choose"
         raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror};"
-            " stop what uses it, or choose another with --host and --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; {cure} another with --host and --port"
         ) from error
     return listener
 
@@ -185,11 +188,13 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(settings: Settings) -> Iterator[None]:
     """Turn what can be wrong at start into the sentence that is printed."""
     try:
         yield
-    except (ValueError, StoreUnavailableError, SchemaError) as error:
+    except StoreUnavailableError as error:
+        raise StartError(cannot_be_used(settings.store, error)) from error
+    except (ValueError, SchemaError) as error:
         raise StartError(str(error)) from error
 
 
@@ -199,7 +204,7 @@ async def check_store(settings: Settings) -> None:
     Raises:
         StartError: it cannot be used.
     """
-    with _sentences():
+    with _sentences(settings):
         store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=1)
         try:
             await store.open()
@@ -215,7 +220,7 @@ async def serve(
     Raises:
         StartError: it could not start.
     """
-    with _sentences():
+    with _sentences(settings):
         app = build(settings)
         await app.start()
     config = uvicorn.Config(

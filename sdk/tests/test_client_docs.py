@@ -1,4 +1,4 @@
-"""The code in the README and the guide runs as it is printed."""
+"""The code in the READMEs and the guide runs as it is printed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
 
 ROOT = Path(__file__).parents[2]
+FRONT_PAGE = ROOT / "README.md"
 README = ROOT / "sdk" / "README.md"
 GUIDE = ROOT / "docs" / "sdk.md"
 STOPPED = Answer(409, {"message": "no stock FAILURE"})
@@ -63,6 +64,20 @@ def test_the_readme_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixt
     asyncio.run(names["buy"]())
 
     assert capsys.readouterr().out == "not bought, and everything is undone: sold\nbought\n"
+
+
+def test_the_front_page_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:
+    saga, endpoint = blocks(FRONT_PAGE)
+    server.answers("/submit", STOPPED, Answer())
+    server.answers("/query", FAILED)
+    names: dict[str, Any] = {}
+
+    exec(saga, names)
+    exec(saga, names)
+    exec(endpoint, names)
+
+    assert capsys.readouterr().out == "not bought, and everything is undone: sold\nbought\n"
+    assert "/deduct" in names["app"].openapi()["paths"]
 
 
 def test_the_guide_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
+from uuid import uuid4
 
 import httpx
+import pytest
 
 from tests.processes import end, free_port, freeze, kill, spawn, thaw
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Saga, Status, TransactionFailedError
@@ -114,6 +116,18 @@ def upgrade(store: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def store_for(request: pytest.FixtureRequest, folder: Path) -> str:
+    """The URL of a fresh store of the kind `request.param`, with its schema."""
+    if request.param == "memory":
+        return "memory://"
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/txcoord.db"
+    fixture = {"mysql": "mariadb_server", "postgres": "postgres_server"}[request.param]
+    url: str = request.getfixturevalue(fixture).create_database(f"store_{uuid4().hex[:8]}")
+    upgrade(url)
+    return url
 
 
 class Bank:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.engine.harness import FAILURE, ONGOING, SUCCESS, Cluster, Node, now_s
 from txcoord.errors import StoreUnavailableError
 from txcoord.model import Status
 from txcoord.request import SubmitResult
-from txcoord.store.base import Create
+from txcoord.store.base import Create, Owned
 
 LEASE_S = 9.0
 
@@ -206,6 +207,29 @@ async def test_one_transaction_lost_to_another_node_is_dropped_and_the_others_go
     assert await cluster.stored() == before
 
 
+async def test_a_drive_that_is_cancelled_before_it_began_leaves_nothing_behind(cluster: Cluster) -> None:
+    node = await cluster.start_node()
+    cluster.participants.script("01 action", ONGOING)
+    await node.submit(retry_interval=1)
+    taken = asyncio.Event()
+    take_over_due = cluster.store.take_over_due
+
+    async def take_over(*args: object, **kwargs: object) -> Sequence[Owned]:
+        owned = await take_over_due(*args, **kwargs)  # type: ignore[arg-type]
+        if owned:
+            taken.set()  # whoever waits for this goes on before the new task does
+        return owned
+
+    cluster.store.take_over_due = take_over  # type: ignore[method-assign]
+    await taken.wait()
+    assert node.engine.live_count == 1
+
+    await node.engine.stop_live("g1", "stopped")
+
+    assert node.engine.live_count == 0
+    assert cluster.calls() == ["01 action"]
+
+
 async def test_what_is_ours_but_driven_by_nobody_is_released_and_driven(cluster: Cluster) -> None:
     node = await cluster.start_node(lease_s=LEASE_S)
     cluster.store.refuses = lambda change: not isinstance(change, Create)
@@ -258,6 +282,21 @@ async def test_a_drain_waits_for_concurrent_calls_too(cluster: Cluster) -> None:
     assert (await submit).status is Status.SUBMITTED
     assert await cluster.rows() == "PSPSPP"
     assert sorted(cluster.calls()) == ["01 action", "02 action"]
+
+
+async def test_a_draining_node_leaves_what_is_due_to_others_and_does_not_spin(cluster: Cluster) -> None:
+    node = await cluster.start_node(drain_s=10.0)
+    cluster.participants.script("01 action", ONGOING)
+    await node.submit(retry_interval=1)
+    hold = cluster.participants.hold("01 action", gid="g2")
+    node.submit_soon("g2")
+    await hold.began.wait()
+    stop = asyncio.create_task(node.stop())
+    await asyncio.sleep(5.0)
+    hold.end()
+    await stop
+
+    assert cluster.calls("g1") == ["01 action"]
 
 
 async def test_a_drain_stores_what_waits_in_memory(cluster: Cluster) -> None:

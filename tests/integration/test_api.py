@@ -1,4 +1,4 @@
-"""Section 8.1 of the protocol's catalogue, and what a server owes anybody who connects to it."""
+"""DTM's own tests of its API and administration, as ours; and what a server owes anybody who connects to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.e2e.harness import Process, coordinator, upgrade
+from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.scripted import ONGOING, Participant
 
 DTM = "/api/dtmsvr"
@@ -32,17 +31,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield process
     finally:
         process.close()
-
-
-def store_for(request: pytest.FixtureRequest, folder: Path) -> str:
-    if request.param == "memory":
-        return "memory://"
-    if request.param == "sqlite":
-        return f"sqlite:///{folder}/txcoord.db"
-    fixture = {"mysql": "mariadb_server", "postgres": "postgres_server"}[request.param]
-    url: str = request.getfixturevalue(fixture).create_database(f"api_{uuid4().hex[:8]}")
-    upgrade(url)
-    return url
 
 
 @pytest.fixture

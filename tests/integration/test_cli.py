@@ -180,7 +180,22 @@ def test_a_store_that_is_away_ends_the_start_with_1(store: str, workers: str) ->
     assert done.returncode == 1
     sentence = only_sentence(done)
     assert "127.0.0.1:1" in sentence
+    assert "see that the database server runs" in sentence
     assert "secret" not in sentence
+
+
+def test_an_address_of_another_machine_ends_the_start_with_1() -> None:
+    done = txcoord("serve", "--host", "192.0.2.1", "--store", "memory://")
+
+    assert done.returncode == 1
+    assert "Cannot assign requested address; choose another with --host" in only_sentence(done)
+
+
+def test_a_store_in_memory_has_no_tables_to_make() -> None:
+    done = txcoord("db", "upgrade", "--store", "memory://")
+
+    assert done.returncode == 2
+    assert "has no tables" in only_sentence(done)
 
 
 def test_a_database_without_tables_names_the_command(database: str) -> None:

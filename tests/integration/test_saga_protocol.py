@@ -1,4 +1,4 @@
-"""Section 8.3 of the protocol's catalogue: DTM's own saga tests, as ours, against a running server on every store.
+"""DTM's own saga tests, as ours, against a running server on every store.
 
 Where DTM's tests turn a cron by hand, these make the transaction due now (an operator's
 call) and wait for its status. Status lists are in the order of the rows: compensate and
@@ -11,14 +11,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.e2e.harness import Process, coordinator, upgrade
+from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 
 LETTERS = {"prepared": "P", "succeed": "S", "failed": "F"}
@@ -27,21 +26,12 @@ LETTERS = {"prepared": "P", "succeed": "S", "failed": "F"}
 @pytest.fixture(scope="module", params=["sqlite", "mysql", "postgres"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(_store(request, folder), folder)
+    process = coordinator(store_for(request, folder), folder)
     try:
         process.start()
         yield process
     finally:
         process.close()
-
-
-def _store(request: pytest.FixtureRequest, folder: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{folder}/txcoord.db"
-    fixture = {"mysql": "mariadb_server", "postgres": "postgres_server"}[request.param]
-    url: str = request.getfixturevalue(fixture).create_database(f"saga_{uuid4().hex[:8]}")
-    upgrade(url)
-    return url
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Imports point one way (house style): api, console -> service -> engine -> store, dispatch -> pure modules.
+"""Imports point one way: api, console -> service -> engine -> store, dispatch -> pure modules.
 
 Read from the source, so that an import inside a function or under TYPE_CHECKING counts too.
 """

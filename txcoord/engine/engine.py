@@ -219,8 +219,7 @@ class Engine:
         if live is None or live.task is None:
             return
         live.stopped_by_operator(reason)
-        live.task.cancel()
-        await asyncio.wait([live.task])
+        await self._cancel([live])
 
     def look_for_due(self) -> None:
         """Tell recovery that something may have become due."""
@@ -330,14 +329,19 @@ class Engine:
             self._none_live.set()
 
     async def _cancel_all_live(self, error: Exception) -> None:
-        tasks = []
-        for live in list(self._live.values()):
+        lives = list(self._live.values())
+        for live in lives:
             live.fail_waiters(error)
-            if live.task is not None:
-                live.task.cancel()
-                tasks.append(live.task)
+        await self._cancel(lives)
+
+    async def _cancel(self, lives: Sequence[LiveTransaction]) -> None:
+        tasks = [live.task for live in lives if live.task is not None]
+        for task in tasks:
+            task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for live in lives:
+            self._end(live)  # a task that was cancelled before its first step has not done it itself
 
     # -- the lease -------------------------------------------------------------------
 
@@ -460,7 +464,7 @@ class Engine:
             await sleep_until(self._clock, until_us, wake=self._look_for_due)
 
     async def _take_over_due(self) -> None:
-        while not self._advancer.is_draining:
+        while True:
             room = self._room()
             self._waits_for_room = room <= 0
             if self._waits_for_room:
@@ -478,6 +482,8 @@ class Engine:
 
     def _room(self) -> int:
         """How many more may be taken over now."""
+        if self._advancer.is_draining:
+            return 0
         settings = self._settings
         return min(
             settings.take_over_batch,

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from txcoord.errors import StoreUnavailableError
 from txcoord.store.base import Store
 from txcoord.store.memory import MemoryStore, wall_clock_us
 from txcoord.store.sql.server import ServerStore
@@ -80,6 +81,16 @@ def current(url: str, *, timeout_s: float = 10.0) -> str | None:
         assert parsed.database
         return SqliteStore(path=parsed.database, timeout_s=timeout_s).version()
     return asyncio.run(_server(parsed, timeout_s=timeout_s, pool_size=1).version())
+
+
+def cannot_be_used(url: str, error: StoreUnavailableError) -> str:
+    """Say why a store cannot be used at start, and what to look at; of a file the error says both."""
+    if url.startswith("sqlite"):
+        return str(error)
+    return (
+        f"{error}: see that the database server runs, "
+        "and that host, database, user and password of the store's URL are right"
+    )
 
 
 def _server(url: URL, *, timeout_s: float, pool_size: int) -> ServerStore[Any]:

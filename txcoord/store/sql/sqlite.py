@@ -218,7 +218,10 @@ def lock_file(path: Path) -> IO[bytes]:
     try:
         lock = open(name, "ab")  # noqa: SIM115  (it stays open as long as the store)
     except OSError as error:
-        raise StoreUnavailableError(f"the store file {path} cannot be opened: {error}") from error
+        raise StoreUnavailableError(
+            f"the store file {path} cannot be opened: {error.strerror}: "
+            "see that its folder exists, and that this user may write there"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from txcoord.errors import TxcoordError
 from txcoord_sdk.barrier.table import create_table_at
 
 
@@ -14,11 +15,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         name, created = create_table_at(options.url, table=options.table)
+    except TxcoordError as error:
+        return _fail(str(error))
     except Exception as error:  # noqa: BLE001 (each driver has its own tree; the user wants the sentence)
-        sys.stderr.write(f"txcoord-barrier: {error or type(error).__name__}\n")
-        return 1
+        words = str(error).strip() or type(error).__name__
+        return _fail(f"the database cannot be used: {words}: see that it runs, and that the URL is right")
     sys.stdout.write(f"created the barrier table {name}\n" if created else f"the barrier table {name} is there\n")
     return 0
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"txcoord-barrier: {sentence}\n")
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
