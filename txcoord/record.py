@@ -22,9 +22,7 @@ def record_call(
     if attempt.outcome is Outcome.FAILURE and op.op in MAY_FAIL:
         return op.replace(status=OpStatus.FAILED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
     if attempt.outcome is Outcome.ONGOING:
-        return op.replace(
-            failures=0, refusals=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts
-        )
+        return op.replace(failures=0, refusals=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
     failures = op.failures + 1
     refusals = op.refusals + 1 if attempt.outcome is Outcome.FAILURE else 0
     due_us = now_us + error_delay_us(policy, failures, random)

@@ -17,15 +17,17 @@ from txcoord.errors import (
 from txcoord.gid import make_gid
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
-from txcoord.request import Limits, SubmitResult, TransRequest, check_gid
+from txcoord.request import BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
+from txcoord.saga.decide import REASON_LENGTH
 from txcoord.saga.request import build_saga
 from txcoord.store.base import ListQuery, Store, Stored
+from txcoord.tcc.request import aborted, build_tcc, registered, submitted
 
 log = get_logger()
 
 FORCE_STOPPED = "stopped by an operator (forceStop); nothing was compensated"
 
-_OFFERED = (Pattern.SAGA,)
+_OFFERED = (Pattern.SAGA, Pattern.TCC)
 
 
 class Service:
@@ -38,6 +40,7 @@ class Service:
         store: Store,
         limits: Limits,
         far_due_s: float = 105.0,
+        default_timeout_s: float = 35.0,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -45,11 +48,13 @@ class Service:
         Args:
             far_due_s: from how far ahead `reset_cron_time` takes transactions, unless it
                 is told (DTM: three times its default timeout of 35 s).
+            default_timeout_s: how long a TCC transaction may stay prepared, unless it says so.
         """
         self._engine = engine
         self._store = store
         self._limits = limits
         self._far_due_s = far_due_s
+        self._default_timeout_s = default_timeout_s
         self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
 
@@ -71,6 +76,8 @@ class Service:
             OverloadedError: not accepted; submit again later.
         """
         self._check_offered(request.trans_type)
+        if request.trans_type == Pattern.TCC:
+            return await self._submit_tcc(request)
         saga = build_saga(request, self._limits, now_us=self._clock.now_us())
         live = self._engine.find_live(saga.gid)
         if live is None:
@@ -84,6 +91,30 @@ class Service:
             return SubmitResult(waited=False, status=live.tx.status)
         return await self._submit_stored(request)
 
+    async def _submit_tcc(self, request: TransRequest) -> SubmitResult:
+        gid = check_gid(request.gid)
+
+        def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            _check_pattern(tx, request)
+            return submitted(tx, now_us=now_us)
+
+        try:
+            return await self._engine.change(gid, forward, wait=request.wait_result)
+        except TransactionNotFoundError:
+            # DTM's clients may submit what they never prepared: a transaction without branches.
+            unprepared = self._build_tcc(request, Status.SUBMITTED)
+            result = await self._engine.create(unprepared, wait=request.wait_result)
+            return result or await self._engine.change(gid, forward, wait=request.wait_result)
+
+    def _build_tcc(self, request: TransRequest, status: Status) -> GlobalTransaction:
+        return build_tcc(
+            request,
+            self._limits,
+            now_us=self._clock.now_us(),
+            status=status,
+            default_timeout_s=self._default_timeout_s,
+        )
+
     async def _submit_stored(self, request: TransRequest) -> SubmitResult:
         stored = await self._store.find(request.gid)
         if stored is None:
@@ -96,15 +127,44 @@ class Service:
         )
 
     async def prepare(self, request: TransRequest) -> None:
-        """Create a transaction whose branches come later.
+        """Create a transaction whose branches come later. Prepared again it is the same.
 
         Raises:
-            InvalidRequestError: no pattern that is offered can be prepared: a saga is
-                submitted whole.
+            InvalidRequestError: a saga is not prepared: it is submitted whole.
+            StatusConflictError: it is not prepared any more (`wanted="prepare"`).
+            StoreUnavailableError: whether it was accepted is not known; the same again is
+                safe.
         """
         self._check_offered(request.trans_type)
-        check_gid(request.gid)
-        raise InvalidRequestError(f"a {request.trans_type} is not prepared: send it whole to submit")
+        if request.trans_type == Pattern.SAGA:
+            check_gid(request.gid)
+            raise InvalidRequestError("a saga is not prepared: send it whole to submit")
+        tx = self._build_tcc(request, Status.PREPARED)
+        if self._engine.find_live(tx.gid) is None and await self._engine.create(tx, wait=False) is not None:
+            return
+        stored = await self.query(tx.gid)
+        if stored is None:
+            raise StoreUnavailableError(f"{tx.gid} was taken and is gone: prepare it again")
+        _check_pattern(stored.tx, request)
+        if stored.tx.status is not Status.PREPARED:
+            raise StatusConflictError(tx.gid, status=stored.tx.status, wanted="prepare", pattern=stored.tx.pattern)
+
+    async def register_branch(self, branch: BranchRegistration) -> None:
+        """Add a branch to a prepared transaction. The same registration again changes nothing.
+
+        Raises:
+            InvalidRequestError, RequestTooLargeError: nothing was stored.
+            StatusConflictError: it is not prepared any more (`wanted="register"`).
+            TransactionNotFoundError: no such gid.
+            StoreUnavailableError: whether it was registered is not known; the same again is
+                safe.
+        """
+        self._check_offered(branch.trans_type)
+        if branch.trans_type != Pattern.TCC:
+            raise InvalidRequestError(f"a {branch.trans_type} has no branches to register: send it whole to submit")
+        await self._engine.change(
+            check_gid(branch.gid), lambda tx, now_us: registered(tx, branch, self._limits, now_us=now_us)
+        )
 
     async def abort(self, request: TransRequest) -> SubmitResult:
         """Cancel a prepared transaction; the pattern is the stored one, whatever the request says.
@@ -114,8 +174,10 @@ class Service:
             StatusConflictError: it cannot be aborted (`wanted="abort"`); a saga never can:
                 it turns round by itself, or is stopped by force.
         """
-        stored = await self._find(check_gid(request.gid))
-        raise StatusConflictError(stored.tx.gid, status=stored.tx.status, wanted="abort", pattern=stored.tx.pattern)
+        reason = request.rollback_reason[:REASON_LENGTH]
+        return await self._engine.change(
+            check_gid(request.gid), lambda tx, now_us: aborted(tx, reason, now_us=now_us), wait=request.wait_result
+        )
 
     async def force_stop(self, gid: str) -> None:
         """End an unfinished transaction as failed, now, with nothing compensated.
@@ -187,20 +249,18 @@ class Service:
             raise OverloadedError("draining: this coordinator is stopping")
         await self._store.ping()
 
-    async def _find(self, gid: str) -> Stored:
-        stored = await self._store.find(gid)
-        if stored is None:
-            raise TransactionNotFoundError(gid)
-        return stored
-
     def _check_offered(self, trans_type: str) -> None:
         if trans_type not in _OFFERED:
             offered = ", ".join(_OFFERED)
             raise InvalidRequestError(f"trans_type {trans_type!r} is not offered by this version: use one of {offered}")
 
 
-def _check_resubmitted(tx: GlobalTransaction, request: TransRequest) -> None:
+def _check_pattern(tx: GlobalTransaction, request: TransRequest) -> None:
     if tx.pattern != request.trans_type:
         raise InvalidRequestError(f"{tx.gid} is a {tx.pattern}, not a {request.trans_type}")
+
+
+def _check_resubmitted(tx: GlobalTransaction, request: TransRequest) -> None:
+    _check_pattern(tx, request)
     if tx.status is not Status.SUBMITTED:
         raise StatusConflictError(tx.gid, status=tx.status, wanted="submit", pattern=tx.pattern)

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         3.0, ge=0.1, le=3600, description="Time limit of a branch call when the transaction sets none."
     )
+    timeout_to_fail_s: float = Field(
+        35.0,
+        ge=1,
+        le=30 * DAY_S,
+        description="How long a TCC transaction may stay prepared before it is cancelled, unless it says so itself.",
+    )
     retry_interval_s: float = Field(
         10.0, ge=0.05, le=DAY_S, description="Time until a branch that answered ONGOING is asked again, unless set."
     )

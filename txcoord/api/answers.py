@@ -108,13 +108,14 @@ def _conflict(error: StatusConflictError) -> Answer:
     sentence = _CONFLICT_TEXTS.get(error.wanted)
     if sentence is None:
         return failure(str(error))
-    return failure(sentence.format(status=error.status.value, pattern=error.pattern.value))
+    return failure(sentence.format(gid=error.gid, status=error.status.value, pattern=error.pattern.value))
 
 
 # DTM's sentences, spelling included: clients compare them.
 _CONFLICT_TEXTS: Final[Mapping[str, str]] = {
     "submit": "current status '{status}', cannot sumbmit.",
     "prepare": "current status '{status}', cannot prepare.",
+    "register": "no trans with gid: {gid} status: prepared found",
     "abort": "trans type: '{pattern}' current status '{status}', cannot abort.",
     "force stop": "global transaction force stop error. status: {status}. error:",
 }

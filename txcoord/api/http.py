@@ -19,8 +19,8 @@ from txcoord import __version__, metrics
 from txcoord.api import answers
 from txcoord.api.answers import Answer
 from txcoord.api.views import branch_views, transaction_view
-from txcoord.api.wire import INT64_MAX, clean_gid, decode_trans
-from txcoord.errors import InvalidRequestError, RequestTooLargeError
+from txcoord.api.wire import INT64_MAX, clean_gid, decode_branch, decode_trans
+from txcoord.errors import InvalidRequestError, RequestTooLargeError, TransactionNotFoundError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Pattern, Status
 from txcoord.protocol import API_BASE, RESULT_KEY, ResultWord
@@ -50,8 +50,6 @@ _CENTURY_S: Final = 100 * 366 * 24 * 3600
 
 # Paths of DTM that belong to patterns this version has not got.
 _NOT_OFFERED: Final = (
-    ("POST", "registerBranch"),
-    ("POST", "registerTccBranch"),
     ("POST", "registerXaBranch"),
     ("POST", "prepareWorkflow"),
     ("GET", "subscribe"),
@@ -93,6 +91,9 @@ class HttpApi:
             "prepare": self._prepare,
             "submit": self._submit,
             "abort": self._abort,
+            "registerBranch": self._register_branch,
+            # The name that old clients in PHP and Node use.
+            "registerTccBranch": self._register_branch,
             "forceStop": self._force_stop,
             "resetNextCronTime": self._reset_next_cron_time,
         }
@@ -216,6 +217,14 @@ class HttpApi:
         request = decode_trans(body)
         return answers.aborted(request.gid, await self._service.abort(request))
 
+    async def _register_branch(self, body: bytes) -> Answer:
+        branch = decode_branch(body)
+        try:
+            await self._service.register_branch(branch)
+        except TransactionNotFoundError:
+            return answers.failure(f"no trans with gid: {branch.gid} status: prepared found")
+        return answers.SUCCESS
+
     async def _force_stop(self, body: bytes) -> Answer:
         await self._service.force_stop(_gid_of(decode_trans(body).gid))
         return answers.SUCCESS
@@ -289,9 +298,7 @@ async def _read_piece(receive: Receive) -> tuple[bytes, bool]:
 
 def _not_offered(name: str) -> Callable[[Query], Awaitable[Answer]]:
     async def refuse(_query: Query) -> Answer:
-        raise InvalidRequestError(
-            f"{name} is not offered by txcoord {__version__}: it runs sagas only (submit them whole)"
-        )
+        raise InvalidRequestError(f"{name} is not offered by txcoord {__version__}: it runs sagas and TCC")
 
     return refuse
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Options, Status
+from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Options, Status
 from txcoord.store.base import Stored
 
 JsonObject = dict[str, Any]
@@ -39,8 +39,19 @@ def rfc3339(instant_us: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
+def _what_needs_an_operator(tx: GlobalTransaction) -> str | None:
+    """Say which operation was promised to succeed and refuses; None in the usual case."""
+    if tx.due_us != NEVER_US:
+        return None
+    refused = [op for op in tx.branches if op.refusals]
+    return "; ".join(
+        f"{op.op} of branch {op.branch_id} answered failure {op.refusals} times: {op.attempts[-1].detail}"
+        for op in refused
+    )
+
+
 def _next_cron_time(tx: GlobalTransaction) -> str | None:
-    if tx.due_us is None:
+    if tx.due_us is None or tx.due_us == NEVER_US:
         return None
     return rfc3339(tx.updated_us if tx.due_us == AT_ONCE else tx.due_us)
 
@@ -64,6 +75,7 @@ def transaction_view(stored: Stored) -> JsonObject:
         "options": _encoder.encode(options_view(tx.options)).decode(),
         "custom_data": tx.custom_data,
         "next_cron_time": _next_cron_time(tx),
+        "needs_operator": _what_needs_an_operator(tx),
         "owner": str(stored.owner) if stored.owner else None,
     }
     return {**_without_empty(view), "concurrent": tx.options.concurrent}

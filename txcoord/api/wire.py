@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from txcoord.errors import InvalidRequestError
-from txcoord.request import TransRequest
+from txcoord.request import BranchRegistration, TransRequest
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -98,6 +98,26 @@ def _request(body: _PlainBody) -> TransRequest:
         protocol=body.protocol or "",
         rollback_reason=body.rollback_reason or "",
         req_extra=body.req_extra or {},
+    )
+
+
+def decode_branch(body: bytes) -> BranchRegistration:
+    """Read the body of registerBranch: a flat map whose values are strings or null.
+
+    Raises:
+        InvalidRequestError: it is not that; the sentence names the key.
+    """
+    found: dict[str, str] = {}
+    for key, value in _decode_object(body).items():
+        # Every value is a string in DTM's body, known or not: clients send more keys than are read.
+        found[key] = _read_string(key[:64], value)
+    return BranchRegistration(
+        gid=clean_gid(found.get("gid", "")),
+        trans_type=found.get("trans_type", ""),
+        branch_id=found.get("branch_id", ""),
+        data=found.get("data", "").encode(),
+        confirm=found.get("confirm", ""),
+        cancel=found.get("cancel", ""),
     )
 
 

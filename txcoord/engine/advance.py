@@ -13,17 +13,22 @@ from txcoord.engine.clock import Clock, sleep_until
 from txcoord.engine.journal import Journal
 from txcoord.engine.live import LiveTransaction
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError
+from txcoord.errors import LeaseLostError, TxcoordError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, OpStatus, Outcome, Status
 from txcoord.patterns import DECIDE, moved
 from txcoord.record import record_call, record_held_off, record_success_without_call
 from txcoord.retry import RetryDefaults, jittered_us
 from txcoord.store.base import Applied, Save
+from txcoord.tcc.decide import MOST_REFUSALS
 
 log = get_logger()
 
 _SHORTEST_HOLD_S = 0.1
+
+
+class NotOursError(TxcoordError):
+    """A change did not take effect because the transaction is elsewhere now; try there."""
 
 
 class Advancer:
@@ -66,6 +71,8 @@ class Advancer:
                 raise live.call_error
             if live.ended:
                 self._record_ended(live)
+            if live.requests:
+                await self._carry_out(live)
             now_us = self._clock.now_us()
             decision = decide(live.tx, now_us, live.in_flight)
             match decision:
@@ -90,6 +97,8 @@ class Advancer:
                         await self._wait(live, until_us)
                         continue
                     assert until_us is not None, f"{live.tx.gid} waits for nothing"
+                    if live.tx.status is Status.PREPARED and await self._linger(live, until_us):
+                        continue
                     if self.is_draining or until_us - now_us > self._settings.short_wait_s * MICROSECONDS:
                         return await self._park(live, until_us)
                     # The due time is stored before the repeat, so that a restart keeps the backoff.
@@ -102,8 +111,48 @@ class Advancer:
                 case unknown:
                     assert_never(unknown)
 
-    async def _save(self, live: LiveTransaction, tx: GlobalTransaction, *, park: bool = False) -> None:
-        applied = await self._journal.write(Save(tx=tx, epoch=live.epoch, park=park))
+    async def _carry_out(self, live: LiveTransaction) -> None:
+        """Make the changes that callers asked for, with one write for all of them."""
+        requests, live.requests = live.requests, []
+        before, now_us = live.tx, self._clock.now_us()
+        tx, done = before, []
+        for request in requests:
+            try:
+                tx = request.change(tx, now_us)
+            except TxcoordError as error:
+                request.fail(error)
+            else:
+                done.append(request)
+        if tx is not before:
+            try:
+                await self._save(live, tx, with_definition=tx.branches is not before.branches)
+            except Exception as error:
+                for request in done:
+                    request.fail(NotOursError(f"{tx.gid} was taken over: {error}"))
+                raise
+            if tx.status is not before.status:
+                note_status(tx, live.epoch)
+        for request in done:
+            if not request.answer.done():
+                request.answer.set_result(tx)
+
+    async def _linger(self, live: LiveTransaction, until_us: int) -> bool:
+        """Keep a prepared transaction in memory for a moment: its branches and its submit are about to come.
+
+        Returns:
+            Whether there is something to look at; False: park it.
+        """
+        if self.is_draining:
+            return False
+        linger_until_us = self._clock.now_us() + int(self._settings.linger_s * MICROSECONDS)
+        await self._wait(live, min(until_us, linger_until_us))
+        return bool(live.requests) or self._clock.now_us() >= until_us
+
+    async def _save(
+        self, live: LiveTransaction, tx: GlobalTransaction, *, park: bool = False, with_definition: bool = False
+    ) -> None:
+        save = Save(tx=tx, epoch=live.epoch, park=park, with_definition=with_definition)
+        applied = await self._journal.write(save)
         if applied is not Applied.DONE:
             raise LeaseLostError(f"{tx.gid} was taken over: epoch {live.epoch} has passed")
         live.tx = tx
@@ -183,7 +232,7 @@ class Advancer:
     async def _wait(self, live: LiveTransaction, until_us: int | None) -> None:
         """Wait until a call has ended, or the instant has come."""
         live.wake.clear()
-        if live.ended or live.call_error is not None:
+        if live.ended or live.requests or live.call_error is not None:
             return
         if until_us is None:
             await live.wake.wait()
@@ -265,5 +314,7 @@ def _what_it_waits_for(tx: GlobalTransaction) -> str:
         if op.status is OpStatus.PREPARED and op.due_us and op.attempts:
             last = op.attempts[-1]
             what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
+            if op.refusals >= MOST_REFUSALS:
+                return f"{what} needs an operator: it answered failure {op.refusals} times in a row ({last.detail})"
             return f"{what} is to be repeated: it answered {last.outcome} ({last.detail})"
     return f"{tx.gid} is {tx.status} and goes on by itself"

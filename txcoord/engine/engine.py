@@ -15,14 +15,14 @@ from typing import cast
 
 from txcoord import metrics
 from txcoord.dispatch.base import Dispatcher
-from txcoord.engine.advance import Advancer, note_status
+from txcoord.engine.advance import Advancer, NotOursError, note_status
 from txcoord.engine.clock import Clock, SystemClock, sleep_until
 from txcoord.engine.journal import ChangeRefusedError, Journal
-from txcoord.engine.live import LiveTransaction
+from txcoord.engine.live import ChangeRequest, LiveTransaction
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError
+from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError, TransactionNotFoundError
 from txcoord.logs import get_logger
-from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction
+from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction, Status
 from txcoord.request import SubmitResult
 from txcoord.store.base import Applied, Change, Create, Owned, Store
 
@@ -30,6 +30,8 @@ log = get_logger()
 
 _RELEASE_BATCH = 1000
 _RETRY_S = 0.5
+_MOST_MOVES = 8
+"""How often to run after a transaction that changes hands before giving up."""
 
 _NO_ANSWER = "it did not answer in time"
 _INTERRUPTED = "the coordinator was interrupted"
@@ -213,6 +215,97 @@ class Engine:
         finally:
             timer.cancel()
 
+    async def change(
+        self, gid: str, change: Callable[[GlobalTransaction, int], GlobalTransaction], *, wait: bool = False
+    ) -> SubmitResult:
+        """Change a transaction that is prepared, wherever it is; durable when this returns.
+
+        `change` is pure and may be called more than once: it gets the transaction as it
+        stands, whatever its status, and returns it as it is to be, or raises what the
+        caller is told.
+
+        Args:
+            wait: return only when the pass of processing that follows has ended, or
+                `max_wait_s` has passed.
+
+        Raises:
+            TransactionNotFoundError: no such gid.
+            StoreUnavailableError: whether it was changed is not known.
+            OverloadedError: the process is draining.
+        """
+        for _ in range(_MOST_MOVES):
+            live = self._live.get(gid) or await self._claim(gid)
+            if live is None:
+                stored = await self._store.find(gid)
+                if stored is None:
+                    raise TransactionNotFoundError(gid)
+                if stored.tx.status is Status.PREPARED:
+                    continue  # it has just been parked, or taken
+                tx = change(stored.tx, self._clock.now_us())
+                assert tx is stored.tx, f"a change of {gid}, which is {tx.status}, found nobody to write it"
+                return SubmitResult(waited=wait, status=tx.status, reason=f"{gid} was {tx.status} before")
+            if not await self.wait_until_created(live) or self._live.get(gid) is not live:
+                continue
+            try:
+                return await self._change_live(live, change, wait=wait)
+            except NotOursError:
+                continue
+        raise StoreUnavailableError(f"{gid} moves between coordinators: try the same again")
+
+    async def _change_live(
+        self, live: LiveTransaction, change: Callable[[GlobalTransaction, int], GlobalTransaction], *, wait: bool
+    ) -> SubmitResult:
+        if live.tx.status is not Status.PREPARED:
+            # Nothing to write, so nothing to wait for: a call may be under way for long.
+            tx = change(live.tx, self._clock.now_us())
+            assert tx is live.tx, f"a change of {tx.gid} although it is {tx.status}"
+            if wait and not tx.status.is_final:
+                return await self.join_pass(live)
+            return SubmitResult(waited=False, status=tx.status)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[GlobalTransaction] = loop.create_future()
+        pass_ended: asyncio.Future[SubmitResult] = loop.create_future()
+        if wait:
+            # Before the change: the pass that follows it may be over when we hear of the change.
+            live.waiters.append(pass_ended)
+        live.requests.append(ChangeRequest(change, answer))
+        live.wake.set()
+        timer = loop.call_later(self._settings.accept_wait_s, _give_up_changing, answer, live.tx.gid)
+        try:
+            tx = await answer
+            if not wait:
+                return SubmitResult(waited=False, status=tx.status)
+            timer.cancel()
+            timer = loop.call_later(self._settings.max_wait_s, _end_wait, pass_ended, live)
+            return await pass_ended
+        finally:
+            timer.cancel()
+            pass_ended.cancel()
+
+    async def _claim(self, gid: str) -> LiveTransaction | None:
+        """Make a prepared transaction live here; None if it is not prepared (or not there)."""
+        if self._advancer.is_draining:
+            raise OverloadedError("this coordinator is stopping: try the same again, at another one or a little later")
+        async with self._taking_over:
+            # Whoever waited for the lock may have claimed it.
+            if gid not in self._live:
+                owned = await self._claim_in_store(gid)
+                if owned is None:
+                    return None
+                live = LiveTransaction(_resumed(owned.tx), epoch=owned.epoch)
+                self._begin(live, self._drive(live))
+            return self._live[gid]
+
+    async def _claim_in_store(self, gid: str) -> Owned | None:
+        try:
+            return await self._store.claim_prepared(self._node_id, gid)
+        except LeaseLostError as error:
+            self._lose_lease()
+            raise StoreUnavailableError("this coordinator lost its lease: try the same again") from error
+        except StoreUnavailableError:
+            self._must_reconcile = True  # the answer may be lost while the claim stands
+            raise
+
     async def stop_live(self, gid: str, reason: str) -> None:
         """Drop a transaction that an operator has ended in the store; call nothing more for it."""
         live = self._live.get(gid)
@@ -311,6 +404,8 @@ class Engine:
             for call in live.calls:
                 call.cancel()
             self._end(live)
+            for request in live.requests:
+                request.fail(NotOursError(f"{gid} has just left this process's memory"))
             if error is not None:
                 live.fail_waiters(StoreUnavailableError(f"driving {gid} was interrupted ({error}): query it"))
             if due_us is not None:
@@ -506,7 +601,7 @@ class Engine:
 def _resumed(tx: GlobalTransaction) -> GlobalTransaction:
     """Return a transaction as it is when its wait has ended: by its due time, or by an operator's wish."""
     if tx.due_us == AT_ONCE:
-        tx = tx.replace(branches=tuple(branch.replace(due_us=0) for branch in tx.branches))
+        tx = tx.replace(branches=tuple(branch.replace(due_us=0, refusals=0) for branch in tx.branches))
     return tx.replace(due_us=None)
 
 
@@ -519,6 +614,15 @@ def _not_accepted(gid: str, reason: str) -> StoreUnavailableError:
         f"the store is not available ({reason}); whether {gid} was accepted is not known:"
         " submit it again with the same gid, or query it"
     )
+
+
+def _give_up_changing(answer: asyncio.Future[GlobalTransaction], gid: str) -> None:
+    if not answer.done():
+        answer.set_exception(
+            StoreUnavailableError(
+                f"the store did not answer in time; whether {gid} was changed is not known: try the same again"
+            )
+        )
 
 
 def _end_wait(waiter: asyncio.Future[SubmitResult], live: LiveTransaction) -> None:

@@ -23,6 +23,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     """Oldest that a branch result may get before it is stored on its own."""
     short_wait_s: float = 0.25
     """Waits up to this long are spent in memory; longer ones are parked."""
+    linger_s: float = 2.0
+    """How long a prepared transaction stays in memory after its latest change."""
     poll_s: float = 1.0
     """How often to look for parked transactions that other nodes left due."""
     take_over_batch: int = 256
