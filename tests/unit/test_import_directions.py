@@ -22,6 +22,7 @@ PURE = frozenset(
         "gid",
         "model",
         "msg",
+        "outcome",
         "patterns",
         "protocol",
         "record",

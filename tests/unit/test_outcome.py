@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txcoord.dispatch.outcome import clean, describe, understand
+from txcoord.outcome import clean, describe, understand
 from txcoord.model import Outcome
 
 SUCCESS, FAILURE, ONGOING, UNKNOWN = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ONGOING, Outcome.UNKNOWN

@@ -8,28 +8,11 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from txcoord import __version__
-from txcoord.dispatch.outcome import clean
+from txcoord.outcome import clean
+from txcoord.protocol import CONNECTION_HEADERS
 
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
-
-_NOT_OURS_TO_SEND = frozenset(
-    (
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
-"""They describe the connection or the message's length, which only this client knows: left out, as Go does."""
 
 _CREDENTIALS = frozenset(("authorization", "cookie"))
 
@@ -68,7 +51,7 @@ def make_headers(extra: Iterable[tuple[str, str]], authorization: str = "") -> H
         merged["authorization"] = ("Authorization", authorization)
     for name, value in extra:
         key = name.lower()
-        if key in _NOT_OURS_TO_SEND:
+        if key in CONNECTION_HEADERS:
             continue
         if not _TOKEN.fullmatch(name):
             raise BadHeaderError(f"the branch header {_shown(name)} cannot be sent: this is no header name")

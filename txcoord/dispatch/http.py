@@ -13,10 +13,10 @@ from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.connection import Answer
 from txcoord.dispatch.endpoint import NoAnswer
 from txcoord.dispatch.headers import DEFAULT_HEADERS, BadHeaderError, HeaderBlock, make_headers
-from txcoord.dispatch.outcome import clean, describe, understand
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.url import BadUrlError
 from txcoord.model import MICROSECONDS, Outcome, Pattern
+from txcoord.outcome import clean, describe, understand
 from txcoord.protocol import QUERY_PARAMETERS
 
 __all__ = ["DispatchSettings", "HttpDispatcher"]
