@@ -215,6 +215,8 @@ class Cluster:
         self.participants = Participants(self.log)
         self.clock = VirtualClock()
         self.nodes: list[Node] = []
+        self.may_break = False
+        """Set by a test that breaks an invariant itself."""
 
     async def start_node(self, *, store: Store | None = None, **settings: Any) -> Node:
         links = (Link(store or self.store), Link(self.participants))

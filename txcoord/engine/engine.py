@@ -417,12 +417,16 @@ class Engine:
         """
         async with self._taking_over:
             self._must_reconcile = False
-            owned = await self._store.owned(self._node_id)
-            stray = [gid for gid, _ in owned if gid not in self._live]
-            if stray:
-                released = await self._store.release(self._node_id, stray, now_us=self._clock.now_us())
-                log.warning("released transactions that nobody drove", count=released)
-                self._look_for_due.set()
+            try:
+                owned = await self._store.owned(self._node_id)
+                stray = [gid for gid, _ in owned if gid not in self._live]
+                if stray:
+                    released = await self._store.release(self._node_id, stray, now_us=self._clock.now_us())
+                    log.warning("released transactions that nobody drove", count=released)
+                    self._look_for_due.set()
+            except StoreUnavailableError:
+                self._must_reconcile = True
+                raise
             if any(gid in self._live and self._live[gid].epoch != epoch for gid, epoch in owned):
                 self._must_reconcile = True  # once the one of the earlier epoch has ended
 
