@@ -86,7 +86,7 @@ class Service:
                 return result
         elif await self._engine.wait_until_created(live):
             _check_resubmitted(live.tx, request)
-            if request.wait_result and not live.tx.status.is_final:
+            if request.wait_result:
                 return await self._engine.join_pass(live)
             return SubmitResult(waited=False, status=live.tx.status)
         return await self._submit_stored(request)

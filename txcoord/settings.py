@@ -32,10 +32,11 @@ from txcoord.protocol import DEFAULT_HTTP_PORT
 ENV_PREFIX: Final = "TXCOORD_"
 CONFIG_VARIABLE: Final = "TXCOORD_CONFIG"
 
-# Not the coordinator's: the SDK and the tests read them. Kubernetes adds the rest to every
+# Not the coordinator's: the SDK, scripts/ and the tests read them. Kubernetes adds the rest to every
 # container beside a service named "txcoord", TXCOORD_PORT=tcp://… among them.
 _FOREIGN_VARIABLE: Final = re.compile(
-    r"TXCOORD_(CONFIG|URL|TEST_.*|SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT_[0-9]+_.*)", re.IGNORECASE
+    r"TXCOORD_(CONFIG|URL|PYTHON|NO_APT|(TEST|SIMULATION)_.*|SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT_[0-9]+_.*)",
+    re.IGNORECASE,
 )
 _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp)://.*")
 
@@ -365,5 +366,6 @@ fraction, `_bytes` in bytes.
 {table}
 
 Variables that Kubernetes makes for a service named `txcoord` (`TXCOORD_SERVICE_HOST`, `TXCOORD_PORT=tcp://…` and their
-like), `TXCOORD_URL` (the SDK's) and `TXCOORD_TEST_…` (the tests') are not settings of the coordinator and are ignored.
+like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`, `TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…`
+(those of scripts and tests) are not settings of the coordinator and are ignored.
 """

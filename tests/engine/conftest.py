@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.engine.harness import Cluster
 from tests.virtual_time import VirtualLoop
@@ -16,6 +18,13 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], VirtualLoop]]:
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
+    """A store and participants; start nodes with it. In the end, nothing unexpected may have happened inside."""
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
     cluster = Cluster()
-    yield cluster
-    await cluster.close()
+    with capture_logs() as logs:
+        yield cluster
+        await cluster.close()
+    broken = [entry for entry in logs if entry["event"] in ("driving failed", "background work failed")]
+    assert cluster.may_break or not broken
+    assert not unhandled

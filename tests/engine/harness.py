@@ -186,10 +186,10 @@ class Node:
     is_running: bool = True
     submits: list[asyncio.Task[SubmitResult]] = field(default_factory=list)
 
-    async def submit(self, gid: str = "g1", *, wait: bool = True, **more: object) -> SubmitResult:
+    async def submit(self, gid: str = "g1", *, wait: bool = True, **more: Any) -> SubmitResult:
         return await self.service.submit(saga_request(gid, wait_result=wait, **more))
 
-    def submit_soon(self, gid: str = "g1", *, wait: bool = True, **more: object) -> asyncio.Task[SubmitResult]:
+    def submit_soon(self, gid: str = "g1", *, wait: bool = True, **more: Any) -> asyncio.Task[SubmitResult]:
         submit = asyncio.create_task(self.submit(gid, wait=wait, **more))
         self.submits.append(submit)
         return submit
@@ -215,6 +215,8 @@ class Cluster:
         self.participants = Participants(self.log)
         self.clock = VirtualClock()
         self.nodes: list[Node] = []
+        self.may_break = False
+        """Set by a test that breaks an invariant itself."""
 
     async def start_node(self, *, store: Store | None = None, **settings: Any) -> Node:
         links = (Link(store or self.store), Link(self.participants))
@@ -281,7 +283,7 @@ class Cluster:
         ]
 
 
-def saga_request(gid: str = "g1", *, count: int = 2, **more: object) -> TransRequest:
+def saga_request(gid: str = "g1", *, count: int = 2, **more: Any) -> TransRequest:
     fields: dict[str, object] = {
         "gid": gid,
         "trans_type": "saga",

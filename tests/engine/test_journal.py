@@ -102,7 +102,7 @@ async def test_an_answer_says_what_became_of_each_change(journal: Journal, store
     async def apply(batch: Sequence[Change]) -> Sequence[Applied]:
         return [answers[change.tx.gid] for change in batch]
 
-    journal._apply = apply  # type: ignore[method-assign]
+    journal._apply = apply
 
     assert await asyncio.gather(*[journal.write(save(gid)) for gid in "abc"]) == list(answers.values())
 
@@ -210,7 +210,7 @@ async def test_a_batch_is_repeated_as_it_was_until_the_store_answers(journal: Jo
     assert not journal.store_is_available
     second = journal.write(save("b"))
 
-    assert await asyncio.gather(first, second) == [Applied.DONE] * 2
+    assert list(await asyncio.gather(first, second)) == [Applied.DONE] * 2
     assert store.gids == [["a"], ["a"], ["a"], ["a"], ["b"]]
     assert journal.store_is_available
 

@@ -153,6 +153,34 @@ async def test_a_node_that_lost_its_lease_joins_again_and_goes_on(cluster: Clust
     assert (await node.submit("g2")).status is Status.SUCCEEDED
 
 
+async def test_a_node_without_a_lease_tries_to_join_until_it_can(cluster: Cluster) -> None:
+    node = await cluster.start_node(lease_s=LEASE_S)
+    cluster.store._leases.clear()
+    cluster.store.fail_next(5, method="join")
+    await asyncio.sleep(LEASE_S)
+
+    assert (await node.submit()).status is Status.SUCCEEDED
+
+
+async def test_a_bug_in_the_background_ends_nothing(cluster: Cluster) -> None:
+    cluster.may_break = True
+    node = await cluster.start_node(lease_s=LEASE_S)
+    renew, broken = cluster.store.renew, [ZeroDivisionError("a bug")]
+
+    async def renew_at_last(node_id: int, *, lease_s: float) -> bool:
+        if broken:
+            raise broken.pop()
+        return await renew(node_id, lease_s=lease_s)
+
+    cluster.store.renew = renew_at_last  # type: ignore[method-assign]
+    node_id = node.engine.node_id
+    await asyncio.sleep(3 * LEASE_S)
+
+    assert broken == []
+    assert (await node.submit()).status is Status.SUCCEEDED
+    assert node.engine.node_id == node_id
+
+
 async def test_what_was_queued_under_a_lost_lease_is_not_written_under_the_next(cluster: Cluster) -> None:
     node = await cluster.start_node(lease_s=LEASE_S)
     cluster.store.is_down = True

@@ -193,15 +193,16 @@ async def test_submitting_again_while_it_is_being_compensated_is_refused(cluster
 # -- more than fits ------------------------------------------------------------------------
 
 
-async def test_what_does_not_fit_is_accepted_parked_and_driven_later(cluster: Cluster) -> None:
+@pytest.mark.parametrize("wait", [True, False])
+async def test_what_does_not_fit_is_accepted_parked_and_driven_later(cluster: Cluster, wait: bool) -> None:
     node = await cluster.start_node(max_live=1)
     hold = cluster.participants.hold("01 action")
     node.submit_soon()
     await hold.began.wait()
 
-    result = await node.submit("g2")
+    result = await node.submit("g2", wait=wait)
 
-    assert result == SubmitResult(waited=True, status=Status.SUBMITTED, reason="accepted; the coordinator is busy")
+    assert result == SubmitResult(waited=wait, status=Status.SUBMITTED, reason="accepted; the coordinator is busy")
     assert (await cluster.stored("g2")).owner == 0
     await asyncio.sleep(10.0)
     assert cluster.calls("g2") == []

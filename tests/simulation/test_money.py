@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -51,7 +52,10 @@ def live_through(seed: int) -> tuple[object, ...]:
 
 
 async def _run(world: World) -> dict[str, Stored]:
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unhandled.append(context))
     await world.run()
+    assert not unhandled
     return await world.stored()
 
 

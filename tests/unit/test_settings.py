@@ -109,6 +109,9 @@ def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
     [
         ("TXCOORD_URL", "http://coordinator"),
         ("TXCOORD_TEST_MYSQL", "mysql://x"),
+        ("TXCOORD_PYTHON", "python3.12"),
+        ("TXCOORD_NO_APT", "1"),
+        ("TXCOORD_SIMULATION_SEEDS", "5000"),
         ("TXCOORD_SERVICE_HOST", "10.0.0.1"),
         ("TXCOORD_SERVICE_PORT_HTTP", "36789"),
         ("TXCOORD_PORT_36789_TCP_ADDR", "10.0.0.1"),

@@ -301,7 +301,9 @@ class Advancer:
 
 def note_status(tx: GlobalTransaction, epoch: int) -> None:
     """Log and count a change of status, once it is durable."""
-    log.info("status", gid=tx.gid, pattern=tx.pattern, status=tx.status, epoch=epoch, reason=tx.rollback_reason)
+    # Without what a participant answered: that may hold personal data, and stands in the record.
+    reason = tx.rollback_reason.partition(" return failed: ")[0]
+    log.info("status", gid=tx.gid, pattern=tx.pattern, status=tx.status, epoch=epoch, reason=reason)
     if tx.status.is_final:
         metrics.transaction_ended(tx.pattern, tx.status, (tx.updated_us - tx.created_us) / MICROSECONDS)
 

@@ -171,7 +171,7 @@ class Engine:
             return None
         create = Create(tx=tx, token=self._random.getrandbits(62) + 1)
         if len(self._live) >= self._settings.max_live:
-            return await self._create_parked(create)
+            return await self._create_parked(create, wait=wait)
         live = LiveTransaction(tx, epoch=1)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[SubmitResult | None] = loop.create_future()
@@ -360,7 +360,7 @@ class Engine:
                 answer.set_result(SubmitResult(waited=False, status=live.tx.status))
         await self._drive(live)
 
-    async def _create_parked(self, create: Create) -> SubmitResult | None:
+    async def _create_parked(self, create: Create, *, wait: bool) -> SubmitResult | None:
         """Accept a transaction beyond `max_live`: stored, due at once, driven when there is room."""
         now_us = self._clock.now_us()
         parked = Create(tx=create.tx.replace(due_us=now_us), token=create.token, parked=True)
@@ -370,7 +370,7 @@ class Engine:
         if applied is Applied.EXISTS:
             return None
         self._parked_until(now_us)
-        return SubmitResult(waited=True, status=create.tx.status, reason="accepted; the coordinator is busy")
+        return SubmitResult(waited=wait, status=create.tx.status, reason="accepted; the coordinator is busy")
 
     def _end_parking(self, gid: str, creation: asyncio.Future[Applied]) -> None:
         del self._parking[gid]
@@ -448,6 +448,7 @@ class Engine:
         if self._lease_is_lost:
             return
         log.error("node lease lost", node=self._node_id, live=len(self._live))
+        metrics.LEASE_LOST.inc()
         self._lease_is_lost = True
         self._wake_keeper.set()
 
@@ -512,12 +513,16 @@ class Engine:
         """
         async with self._taking_over:
             self._must_reconcile = False
-            owned = await self._store.owned(self._node_id)
-            stray = [gid for gid, _ in owned if gid not in self._live]
-            if stray:
-                released = await self._store.release(self._node_id, stray, now_us=self._clock.now_us())
-                log.warning("released transactions that nobody drove", count=released)
-                self._look_for_due.set()
+            try:
+                owned = await self._store.owned(self._node_id)
+                stray = [gid for gid, _ in owned if gid not in self._live]
+                if stray:
+                    released = await self._store.release(self._node_id, stray, now_us=self._clock.now_us())
+                    log.warning("released transactions that nobody drove", count=released)
+                    self._look_for_due.set()
+            except StoreUnavailableError:
+                self._must_reconcile = True
+                raise
             if any(gid in self._live and self._live[gid].epoch != epoch for gid, epoch in owned):
                 self._must_reconcile = True  # once the one of the earlier epoch has ended
 
