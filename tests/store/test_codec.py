@@ -32,6 +32,7 @@ _branches = st.builds(
     status=st.sampled_from(OpStatus),
     reached=st.booleans(),
     failures=st.integers(0, 1000),
+    refusals=st.integers(0, 1000),
     due_us=_numbers,
     finished_us=st.none() | _numbers,
     attempts=st.lists(_attempts, max_size=3).map(tuple),
@@ -94,6 +95,25 @@ def test_any_text_can_be_written(text: str) -> None:
 def test_what_is_as_it_began_takes_no_room() -> None:
     assert codec.encode_progress(make_saga("PPPP").branches) == b"[]"
     assert len(json.loads(codec.encode_progress(make_saga("PSPP").branches))) == 1
+
+
+def test_refusals_take_room_only_where_there_are_some() -> None:
+    [branch] = make_saga("S").branches
+
+    assert len(json.loads(codec.encode_progress([branch]))[0]) == 7
+    assert json.loads(codec.encode_progress([branch.replace(refusals=3)]))[0][7:] == [3]
+    assert codec.encode_progress([BranchOp(branch_id="01", op=Op.CONFIRM, url="u", refusals=1)]) != b"[]"
+
+
+def test_progress_without_refusals_is_read() -> None:
+    definition = b'{"branches":[["01","cancel","u","p"],["01","confirm","u"]]}'
+
+    _, branches = codec.decode(definition, b'[[1,"prepared",17,2,true,null,[]]]')
+
+    untouched = BranchOp(branch_id="01", op=Op.CANCEL, url="u", payload=b"p")
+    tried = BranchOp(branch_id="01", op=Op.CONFIRM, url="u", payload=b"p", due_us=17, failures=2, reached=True)
+    assert branches == (untouched, tried)
+    assert tried.refusals == 0
 
 
 def test_a_payload_that_two_operations_share_is_written_once() -> None:

@@ -55,6 +55,17 @@ async def gids(store: Store, **filters: object) -> Sequence[str]:
     return [stored.tx.gid for stored in listed]
 
 
+def tcc(gid: str = "t1", *registered: str, **changes: object) -> GlobalTransaction:
+    """A prepared TCC transaction; a cancel and a confirm for each registered payload."""
+    branches = tuple(
+        BranchOp(branch_id=f"{number:02}", op=op, url=f"http://p{number}/{op}", payload=payload.encode())
+        for number, payload in enumerate(registered, start=1)
+        for op in (Op.CANCEL, Op.CONFIRM)
+    )
+    unsent = {"pattern": Pattern.TCC, "status": Status.PREPARED, "deadline_us": LATER_US, "due_us": LATER_US}
+    return saga(gid, **{**unsent, "branches": branches, **changes})
+
+
 RICH = saga(
     "rich",
     pattern=Pattern.SAGA,
@@ -68,6 +79,7 @@ RICH = saga(
             status=OpStatus.FAILED,
             reached=True,
             failures=3,
+            refusals=2,
             due_us=NOON_US + 1,
             finished_us=NOON_US + 2,
             attempts=(
@@ -252,7 +264,9 @@ async def test_a_save_writes_what_may_change_and_nothing_else(store: Store) -> N
     node = await join(store)
     await created(store, node, RICH)
     branches = tuple(
-        branch.replace(url="changed", payload=b"changed", status=OpStatus.SUCCEEDED, failures=0, attempts=())
+        branch.replace(
+            url="changed", payload=b"changed", status=OpStatus.SUCCEEDED, failures=0, refusals=7, attempts=()
+        )
         for branch in RICH.branches
     )
     tx = RICH.replace(
@@ -277,7 +291,7 @@ async def test_a_save_writes_what_may_change_and_nothing_else(store: Store) -> N
     assert stored.tx == RICH.replace(
         status=Status.ABORTING,
         branches=tuple(
-            old.replace(status=OpStatus.SUCCEEDED, failures=0, attempts=(), reached=old.reached)
+            old.replace(status=OpStatus.SUCCEEDED, failures=0, refusals=7, attempts=(), reached=old.reached)
             for old in RICH.branches
         ),
         updated_us=LATER_US,
@@ -285,6 +299,110 @@ async def test_a_save_writes_what_may_change_and_nothing_else(store: Store) -> N
         rollback_reason="out of stock",
         result="result",
     )
+
+
+async def test_a_branch_that_was_registered_is_found_again(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"))
+
+    for tx in (tcc("t1", "one"), tcc("t1", "one", "'two' \\ 😀"), tcc("t1", "one", "'two' \\ 😀", "zero \0 byte")):
+        assert await store.apply(node, [Save(tx=tx, epoch=1, with_definition=True)]) == [Applied.DONE]
+        assert (await found(store, "t1")).tx == tx
+
+
+async def test_a_save_with_its_definition_writes_all_that_was_asked_for(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, tcc("rich", "one"), tcc("other", "one"))
+
+    # All of it but the pattern, the creation and the deadline, which are fixed.
+    fixed = {"pattern": Pattern.TCC, "created_us": NOON_US, "deadline_us": LATER_US}
+    assert await store.apply(node, [Save(tx=RICH, epoch=1, with_definition=True)]) == [Applied.DONE]
+
+    stored = await found(store, "rich")
+    assert stored.tx == RICH.replace(**fixed)
+    assert (stored.owner, stored.epoch) == (node, 1)
+    assert (await found(store, "other")).tx == tcc("other", "one")
+
+
+async def test_a_definition_that_was_written_stays(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, node, tcc("t1"))
+    tx = tcc("t1", "one", "two", options=Options(retry_limit=3))
+    await store.apply(node, [Save(tx=tx, epoch=1, with_definition=True)])
+    done, *rest = tx.branches
+    tx = tx.replace(status=Status.SUBMITTED, branches=(done.replace(status=OpStatus.SUCCEEDED), *rest), due_us=NOON_US)
+
+    await store.apply(node, [Save(tx=tx, epoch=1, park=True)])
+    [owned] = await store.take_over_due(other, now_us=NOON_US, limit=9)
+
+    assert owned.tx == tx
+    assert (await found(store, "t1")).tx == tx
+
+
+async def test_what_was_registered_outlives_the_node_that_wrote_it(store: Store) -> None:
+    dead, node = await join(store, "dead"), await join(store)
+    await created(store, dead, tcc("t1"))
+    await store.apply(dead, [Save(tx=tcc("t1", "one"), epoch=1, with_definition=True)])
+    await let_lease_end(store, dead)
+    assert await store.release_dead(now_us=NOON_US, limit=9) == 1
+
+    [owned] = await store.take_over_due(node, now_us=NOON_US, limit=9)
+
+    assert owned.tx == tcc("t1", "one", due_us=NOON_US)
+
+
+async def test_a_batch_may_hold_saves_with_and_without_a_definition(store: Store) -> None:
+    node = await join(store)
+    names = ["e", "a", "d", "b", "c"]
+    await created(store, node, *[tcc(gid, "one") for gid in names])
+    registered = {gid: tcc(gid, "one", f"two of {gid}") for gid in ("e", "b")}
+    plain = {gid: tcc(gid, "one", status=Status.ABORTING, rollback_reason=gid) for gid in ("a", "d", "c")}
+    batch = [Save(tx=(registered | plain)[gid], epoch=1, with_definition=gid in registered) for gid in names]
+    batch.insert(2, Save(tx=tcc("gone", "one"), epoch=1, with_definition=True))
+
+    first = await store.apply(node, [create(tcc("new", "one")), *batch])
+
+    done, lost = Applied.DONE, Applied.LEASE_LOST
+    assert list(first) == [done, done, done, lost, done, done, done]
+    assert {gid: (await found(store, gid)).tx for gid in names} == registered | plain
+    # Again, as after a lost answer; what is not there any more is still not there.
+    assert list(await store.apply(node, batch)) == [done, done, lost, done, done, done]
+    assert {gid: (await found(store, gid)).tx for gid in names} == registered | plain
+    assert await store.find("gone") is None
+
+
+async def test_registering_again_and_again_in_one_batch_after_another_is_harmless(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"))
+    one, two = [[Save(tx=tx, epoch=1, with_definition=True)] for tx in (tcc("t1", "one"), tcc("t1", "one", "two"))]
+
+    for batch in (one, one, two, two):
+        assert await store.apply(node, batch) == [Applied.DONE]
+
+    assert (await found(store, "t1")).tx == tcc("t1", "one", "two")
+
+
+async def test_a_large_definition_may_be_written_over(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, *[tcc(f"t{i}") for i in range(10)])
+    large = [tcc(f"t{i}", "'" * (1024 * 1024)) for i in range(10)]
+
+    applied = await store.apply(node, [Save(tx=tx, epoch=1, with_definition=True) for tx in large])
+
+    assert set(applied) == {Applied.DONE}
+    assert (await found(store, "t9")).tx == large[9]
+
+
+async def test_a_definition_is_not_written_under_an_old_epoch(store: Store) -> None:
+    late, node = await join(store, "late"), await join(store)
+    await created(store, late, tcc("t1", "one"))
+    claimed = await store.claim_prepared(node, "t1")
+    assert claimed is not None
+
+    batch = [Save(tx=tcc("t1", "one", "late"), epoch=1, with_definition=True)]
+
+    assert await store.apply(late, batch) == [Applied.LEASE_LOST]
+    assert (await found(store, "t1")).tx == tcc("t1", "one")
 
 
 async def test_a_final_status_ends_ownership(store: Store) -> None:
@@ -603,6 +721,161 @@ async def test_a_node_releases_what_it_owns_and_nothing_else(store: Store) -> No
     assert stored.epoch > 1
     assert (await found(store, "not mine")).owner == other
     assert [gid for gid, _ in await store.owned(node)] == ["kept"]
+
+
+async def test_a_prepared_one_is_claimed_whoever_has_it(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, other, tcc("owned", "one"), tcc("own", "one"))
+    await created(store, other, tcc("parked", "one"), tcc("not asked for"), parked=True)
+    assert await store.claim_prepared(node, "own") is not None
+
+    epochs = {}
+    for gid in ("owned", "own", "parked"):
+        claimed = await store.claim_prepared(node, gid)
+        assert claimed is not None
+        assert claimed.tx == tcc(gid, "one")
+        stored = await found(store, gid)
+        assert (stored.owner, stored.epoch, stored.tx) == (node, claimed.epoch, claimed.tx)
+        epochs[gid] = claimed.epoch
+
+    assert epochs == {"owned": 2, "own": 3, "parked": 2}
+    assert sorted(await store.owned(node)) == sorted(epochs.items())
+    assert (await found(store, "not asked for")).owner == 0
+    assert await store.next_due_us() == LATER_US
+
+
+async def test_a_node_that_had_it_finds_out_with_its_next_write(store: Store, second_store: Store) -> None:
+    had, node = await join(store, "had"), await join(second_store)
+    await created(store, had, tcc("t1"), tcc("kept"))
+    claimed = await second_store.claim_prepared(node, "t1")
+    assert claimed is not None
+
+    batch = [
+        Save(tx=tcc("t1", status=Status.ABORTING), epoch=1),
+        Save(tx=tcc("kept", status=Status.ABORTING), epoch=1),
+    ]
+
+    assert list(await store.apply(had, batch)) == [Applied.LEASE_LOST, Applied.DONE]
+    assert (await found(store, "t1")).tx.status is Status.PREPARED
+    tx = tcc("t1", "one", status=Status.SUBMITTED)
+    assert await second_store.apply(node, [Save(tx=tx, epoch=claimed.epoch, with_definition=True)]) == [Applied.DONE]
+    assert (await found(store, "t1")).tx == tx
+
+
+async def test_only_what_is_prepared_is_claimed(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    started = {
+        "submitted": tcc("submitted", status=Status.SUBMITTED),
+        "aborting": tcc("aborting", status=Status.ABORTING),
+        "succeeded": tcc("succeeded", status=Status.SUCCEEDED, due_us=None, finished_us=NOON_US),
+        "failed": tcc("failed", status=Status.FAILED, due_us=None, finished_us=NOON_US),
+    }
+    await created(store, other, *[tcc(gid) for gid in started], tcc("t1"))
+    await store.apply(other, [Save(tx=tx, epoch=1) for tx in started.values()])
+    await created(store, other, tcc("parked", status=Status.SUBMITTED), parked=True)
+    before = await store.list_transactions(ListQuery(limit=9))
+
+    for gid in (*started, "parked", "unknown", "", "T1", "t1 ", "zero\0byte", "surrogate\ud800", "x" * 5000):
+        assert await store.claim_prepared(node, gid) is None
+
+    assert await store.list_transactions(ListQuery(limit=9)) == before
+
+
+async def test_a_node_without_a_lease_claims_nothing(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"))
+    await let_lease_end(store, node)
+
+    for gid in ("t1", "unknown"):
+        with pytest.raises(LeaseLostError):
+            await store.claim_prepared(node, gid)
+        with pytest.raises(LeaseLostError):
+            await store.claim_prepared(999_999, gid)
+
+    stored = await found(store, "t1")
+    assert (stored.owner, stored.epoch) == (node, 1)
+
+
+async def test_of_two_nodes_that_claim_at_once_only_the_last_can_write(store: Store, second_store: Store) -> None:
+    one, two = await join(store, "a"), await join(second_store, "b")
+    for turn in range(20):
+        gid = f"t{turn}"
+        await created(store, one, tcc(gid), parked=turn % 2 == 0)
+
+        claims = await asyncio.gather(store.claim_prepared(one, gid), second_store.claim_prepared(two, gid))
+
+        epochs = {node: claimed.epoch for node, claimed in zip((one, two), claims, strict=True) if claimed}
+        assert sorted(epochs.values()) == [2, 3]
+        last = max(epochs, key=lambda node: epochs[node])
+        assert (await found(store, gid)).owner == last
+        for node, claimed in epochs.items():
+            [applied] = await store.apply(node, [Save(tx=tcc(gid, str(node)), epoch=claimed, with_definition=True)])
+            assert applied is (Applied.DONE if node == last else Applied.LEASE_LOST)
+        assert (await found(store, gid)).tx == tcc(gid, str(last))
+
+
+async def test_a_claim_and_a_submit_at_once_go_one_after_the_other(store: Store, second_store: Store) -> None:
+    owner, node = await join(store, "a"), await join(second_store, "b")
+    for turn in range(20):
+        gid = f"t{turn}"
+        await created(store, owner, tcc(gid))
+
+        [applied], claimed = await asyncio.gather(
+            store.apply(owner, [Save(tx=tcc(gid, status=Status.SUBMITTED), epoch=1)]),
+            second_store.claim_prepared(node, gid),
+        )
+
+        stored = await found(store, gid)
+        if claimed is None:
+            assert applied is Applied.DONE
+            assert (stored.owner, stored.epoch, stored.tx.status) == (owner, 1, Status.SUBMITTED)
+        else:
+            assert applied is Applied.LEASE_LOST
+            assert (stored.owner, stored.epoch, stored.tx.status) == (node, 2, Status.PREPARED)
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_claim_that_waited_for_a_submit_finds_it(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"))
+    rows = tables.global_transaction
+    async with connected(store_url) as owner:
+        await owner.execute(update(rows).where(rows.c.gid == "t1").values(status="submitted"))
+        claiming = asyncio.create_task(store.claim_prepared(node, "t1"))
+        await wait_until_somebody_waits_for_a_lock(store_url)
+
+    assert await claiming is None
+    assert (await found(store, "t1")).epoch == 1
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_node_is_not_fenced_while_it_claims(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"))
+    rows = tables.global_transaction
+    async with connected(store_url) as rival:
+        await rival.execute(select(rows.c.id).where(rows.c.gid == "t1").with_for_update())
+        claiming = asyncio.create_task(store.claim_prepared(node, "t1"))
+        await wait_until_somebody_waits_for_a_lock(store_url)
+        locked = select(tables.node.c.id).where(tables.node.c.id == node).with_for_update(skip_locked=True)
+        assert (await rival.execute(locked)).first() is None
+
+    assert await claiming is not None
+
+
+async def test_a_batch_applied_again_does_not_undo_a_claim(store: Store) -> None:
+    node, other = await join(store, "a"), await join(store, "b")
+    await created(store, node, tcc("t1"), tcc("t2"))
+    batch = [Save(tx=tcc("t1", "one"), epoch=1, with_definition=True), Save(tx=tcc("t2"), epoch=1, park=True)]
+    await store.apply(node, batch)
+    for gid in ("t1", "t2"):
+        assert await store.claim_prepared(other, gid) is not None
+    await store.apply(other, [Save(tx=tcc("t1", "one", "two"), epoch=2, with_definition=True)])
+
+    await store.apply(node, batch)
+
+    assert (await found(store, "t1")).tx == tcc("t1", "one", "two")
+    assert [(await found(store, gid)).owner for gid in ("t1", "t2")] == [other, other]
 
 
 # -- operators -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ FENCED = 0
 """The end of the lease of a node that was fenced."""
 
 CREATE_WIDTH = 14
-SAVE_WIDTH = 11
+SAVE_WIDTH = 10
 
 
 def is_done(change: Change, row: tuple[str, int, int] | None) -> Applied:
@@ -61,7 +61,6 @@ def create_row(change: Create, node_id: int) -> tuple[Any, ...]:
 
 
 def save_row(change: Save, node_id: int) -> tuple[Any, ...]:
-    """The last is None unless the definition is to be written."""
     tx = change.tx
     return (
         tx.gid,
@@ -74,5 +73,9 @@ def save_row(change: Save, node_id: int) -> tuple[Any, ...]:
         codec.encode_progress(tx.branches).decode(),
         codec.clean_text(tx.rollback_reason),
         codec.clean_text(tx.result),
-        codec.encode_definition(tx).decode() if change.with_definition else None,
     )
+
+
+def new_definition(change: Save) -> str | None:
+    """The definition to write; None: it is left alone."""
+    return codec.encode_definition(change.tx).decode() if change.with_definition else None
