@@ -49,6 +49,8 @@ class Request:
     path: str
     query: dict[str, str]
     body: Any
+    headers: dict[str, str] = field(default_factory=dict)
+    """Names in lower case."""
 
 
 class ScriptedCoordinator:
@@ -83,12 +85,13 @@ class ScriptedCoordinator:
 
     async def _answer(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request_line, *header_lines = head.split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in header_lines if line)
+        pairs = (line.split(": ", 1) for line in header_lines if line)
+        headers = {name.lower(): value for name, value in pairs}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         method, target, _ = request_line.split(" ")
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        self.requests.append(Request(method, parts.path, query, json.loads(body) if body else None))
+        self.requests.append(Request(method, parts.path, query, json.loads(body) if body else None, headers))
         replies = self._script[parts.path.removeprefix("/api/dtmsvr")]
         # What no test scripted is refused, so that it shows.
         reply = replies.popleft() if replies else Answer(418, {"message": f"nothing is scripted for {target}"})

@@ -15,16 +15,19 @@ from txcoord_sdk.errors import (
     TransactionFailedError,
     TransactionNotFoundError,
     TransactionRunningError,
+    TryFailedError,
     TxcoordSdkError,
 )
 from txcoord_sdk.gid import new_gid
-from txcoord_sdk.results import Attempt, Branch, Transaction
+from txcoord_sdk.results import Attempt, Branch, Transaction, TryAnswer
 from txcoord_sdk.saga import Saga, Step
+from txcoord_sdk.tcc import AsyncTcc, Tcc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncCoordinator",
+    "AsyncTcc",
     "Attempt",
     "Branch",
     "Coordinator",
@@ -37,10 +40,13 @@ __all__ = [
     "Saga",
     "Status",
     "Step",
+    "Tcc",
     "Transaction",
     "TransactionFailedError",
     "TransactionNotFoundError",
     "TransactionRunningError",
+    "TryAnswer",
+    "TryFailedError",
     "TxcoordSdkError",
     "new_gid",
 ]

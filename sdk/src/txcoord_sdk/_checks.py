@@ -10,6 +10,9 @@ import math
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from txcoord.errors import InvalidRequestError
 from txcoord.protocol import API_BASE
@@ -70,3 +73,49 @@ def whole_seconds(value: Duration, *, name: str) -> int:
     if result < 1 or result != int(result):
         raise ValueError(f"{name} must be a whole number of seconds, 1 or more, not {value!r}")
     return int(result)
+
+
+def wire_options(
+    *,
+    timeout_to_fail: Duration | None,
+    request_timeout: Duration | None,
+    retry_interval: Duration | None,
+    branch_headers: Mapping[str, str] | None,
+) -> dict[str, object]:
+    """Return the options that all patterns share, as the wire names them; what is None is left out."""
+    options: dict[str, object] = {}
+    for name, duration in (
+        ("timeout_to_fail", timeout_to_fail),
+        ("request_timeout", request_timeout),
+        ("retry_interval", retry_interval),
+    ):
+        if duration is not None:
+            options[name] = whole_seconds(duration, name=name)
+    if branch_headers:
+        options["branch_headers"] = checked_headers(branch_headers)
+    return options
+
+
+@runtime_checkable
+class _Model(Protocol):
+    # What the SDK needs to know of Pydantic, without depending on it.
+    def model_dump(self, *, mode: str) -> object: ...
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _Model):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def body_text(payload: object) -> str:
+    """Return the exact body of the calls that carry a payload."""
+    if isinstance(payload, str):
+        return payload
+    try:
+        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload, enc_hook=_plain)
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("a payload of bytes must be UTF-8 text: the wire carries it as a string") from error
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise ValueError(f"the payload cannot be written as JSON: {error}") from error

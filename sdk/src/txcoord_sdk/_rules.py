@@ -29,6 +29,7 @@ from txcoord_sdk.errors import (
     RequestRefusedError,
     TransactionNotFoundError,
     TransactionRunningError,
+    TxcoordSdkError,
 )
 from txcoord_sdk.results import ListAnswer, Message, PingAnswer, QueryAnswer, ResultAnswer, Transaction, VersionAnswer
 from txcoord_sdk.saga import Saga
@@ -53,6 +54,7 @@ class HttpCall:
     url: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float
 
 
@@ -129,7 +131,7 @@ class Rules:
         if attempts < 1:
             raise ValueError(f"attempts must be 1 or more, not {attempts}")
         self.url = base_url(url)
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._attempts = attempts
         self._backoff_s = backoff_s
         self._clock = clock
@@ -138,25 +140,13 @@ class Rules:
     # -- operations ------------------------------------------------------------------
 
     def submit(self, saga: Saga) -> Flow[str]:
-        got = yield from self._submit(saga, wait_result=saga.wait_result)
-        said = ""
-        if isinstance(got, HttpAnswer):
-            if got.status == 200:
-                return saga.gid
-            said = _text(got)
-            found = yield from self._find(saga.gid)
-            if found is None:
-                raise RequestRefusedError(saga.gid, None, said)
-        else:
-            found = got
-        is_running = found.status in (Status.PREPARED, Status.SUBMITTED)
-        if found.status is Status.SUCCEEDED or (is_running and not saga.wait_result):
-            return saga.gid
-        raise found.as_error(reason=said)
+        body = saga.request_body()
+        yield from self._submit_and_check(saga.gid, body, wait_result=saga.wait_result)
+        return saga.gid
 
     def run(self, saga: Saga, timeout_s: float) -> Flow[str]:
         deadline = self._clock() + timeout_s
-        got = yield from self._submit(saga, wait_result=True, deadline=deadline)
+        got = yield from self._submit(saga.gid, saga.request_body(wait_result=True), deadline=deadline)
         if not isinstance(got, HttpAnswer) or got.status != 200:
             found = yield from self._wait_until(saga.gid, deadline)
             found.raise_for_status()
@@ -187,7 +177,7 @@ class Rules:
             found = yield from self._find(gid)
             # Failed is what was asked for; a first request whose answer was lost may have done it.
             if found is None or found.status is not Status.FAILED:
-                raise RequestRefusedError(gid, found.status if found else None, _text(answer))
+                raise RequestRefusedError(gid, found.status if found else None, text_of(answer))
         else:
             self._check_success(gid, answer)
 
@@ -200,37 +190,111 @@ class Rules:
         return self._decode("", answer, VersionAnswer).version
 
     def ping(self) -> Flow[None]:
-        call = HttpCall(method="GET", url=f"{self.url}/api/ping", timeout_s=self._timeout_s)
+        call = HttpCall(method="GET", url=f"{self.url}/api/ping", timeout_s=self.timeout_s)
         answer = yield from self._exchange("", call)
         self._decode("", answer, PingAnswer)
 
+    # -- the requests of a TCC transaction, whose state is `txcoord_sdk._tcc_rules`' ------
+
+    def prepare(self, gid: str, body: bytes) -> Flow[None]:
+        """Open it. Preparing what is prepared changes nothing."""
+        answer = yield from self._exchange(gid, self._call("POST", "/prepare", body=body))
+        if answer.status == STATUS_FAILURE:
+            raise _not_open(gid, (yield from self._find(gid)), text_of(answer))
+        self._check_success(gid, answer)
+
+    def register(self, gid: str, branch_id: str, body: bytes) -> Flow[None]:
+        attempt = 0
+        while True:
+            attempt += 1
+            reply = yield from _send(self._call("POST", "/registerBranch", body=body))
+            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+                if reply.status == STATUS_FAILURE:
+                    raise _not_open(gid, (yield from self._find(gid)), text_of(reply))
+                return self._check_success(gid, reply)
+            # Look before sending it again: DTM answers 500, in its database's words, to a
+            # registration that it has.
+            if _may_have_arrived(reply):
+                found = (yield from self._find(gid)) or _not_found(gid)
+                if found.status is not Status.PREPARED:
+                    raise _not_open(gid, found, "branches can be registered only while it is prepared")
+                if any(branch.branch_id == branch_id for branch in found.branches):
+                    return None
+            if attempt >= self._attempts:
+                self._unreachable(gid, reply)
+            yield from _pause(self._delay(attempt, reply))
+
+    def submit_prepared(self, gid: str, body: bytes, *, wait_result: bool) -> Flow[None]:
+        yield from self._submit_and_check(gid, body, wait_result=wait_result, is_prepared=True)
+
+    def abort(self, gid: str, body: bytes, *, attempts: int | None = None) -> Flow[None]:
+        """Turn it round. Aborting what is turned round already changes nothing."""
+        answer = yield from self._exchange(gid, self._call("POST", "/abort", body=body), attempts=attempts)
+        if answer.status == STATUS_FAILURE:
+            found = yield from self._find(gid)
+            if found is None or found.status not in (Status.ABORTING, Status.FAILED):
+                raise RequestRefusedError(gid, found.status if found else None, text_of(answer))
+        elif answer.status != STATUS_ONGOING:
+            self._check_success(gid, answer)
+
+    def ask_participant(self, call: HttpCall) -> Flow[Reply]:
+        """Call once; again only while it is certain that nothing arrived."""
+        attempt = 0
+        while True:
+            attempt += 1
+            reply = yield from _send(call)
+            if isinstance(reply, HttpAnswer) or reply.may_have_arrived or attempt >= self._attempts:
+                return reply
+            yield from _pause(self._delay(attempt, reply))
+
     # -- the parts they are made of --------------------------------------------------
 
+    def _submit_and_check(self, gid: str, body: bytes, *, wait_result: bool, is_prepared: bool = False) -> Flow[None]:
+        """Submit, and return if that is all, or if it has succeeded; raise what else it came to."""
+        got = yield from self._submit(gid, body, is_prepared=is_prepared)
+        said = ""
+        if isinstance(got, HttpAnswer):
+            if got.status == 200:
+                return
+            said = text_of(got)
+            found = yield from self._find(gid)
+            if found is None or found.status is Status.PREPARED:
+                raise RequestRefusedError(gid, found.status if found else None, said)
+        else:
+            found = got
+        if found.status is Status.SUCCEEDED or (found.status is Status.SUBMITTED and not wait_result):
+            return
+        raise found.as_error(reason=said)
+
     def _submit(
-        self, saga: Saga, *, wait_result: bool, deadline: float | None = None
+        self, gid: str, body: bytes, *, deadline: float | None = None, is_prepared: bool = False
     ) -> Flow[HttpAnswer | Transaction]:
-        """Send a saga until it is known to be accepted.
+        """Send a submit until it is known to be accepted.
 
         Returns:
             The coordinator's answer (200, 409 or 425); or, if an answer was lost, the
             transaction as it was then found.
         """
-        body = saga.request_body(wait_result=wait_result)
         attempt = 0
         while True:
             attempt += 1
             # A waiting submit is answered when the saga has ended: it gets all the time there is.
-            timeout_s = self._timeout_s if deadline is None else max(deadline - self._clock(), MIN_CALL_S)
+            timeout_s = self.timeout_s if deadline is None else max(deadline - self._clock(), MIN_CALL_S)
             reply = yield from _send(self._call("POST", "/submit", body=body, timeout_s=timeout_s))
             if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
                 if reply.status not in (STATUS_FAILURE, STATUS_ONGOING):
-                    self._check_success(saga.gid, reply)
+                    self._check_success(gid, reply)
                 return reply
             # Look before sending it again: DTM runs a repeated submit a second time.
-            if _may_have_arrived(reply) and (found := (yield from self._find(saga.gid, deadline))):
-                return found
+            if _may_have_arrived(reply):
+                found = yield from self._find(gid, deadline)
+                if found is None and is_prepared:
+                    # Sent again it would make a new one, without the branches.
+                    _not_found(gid)
+                if found is not None and found.status is not Status.PREPARED:
+                    return found
             if attempt >= self._attempts:
-                self._unreachable(saga.gid, reply)
+                self._unreachable(gid, reply)
             yield from _pause(self._delay(attempt, reply))
 
     def _wait_until(self, gid: str, deadline: float) -> Flow[Transaction]:
@@ -249,7 +313,9 @@ class Rules:
         answer = yield from self._exchange(gid, call, deadline)
         return self._decode(gid, answer, QueryAnswer).joined()
 
-    def _exchange(self, gid: str, call: HttpCall, deadline: float | None = None) -> Flow[HttpAnswer]:
+    def _exchange(
+        self, gid: str, call: HttpCall, deadline: float | None = None, *, attempts: int | None = None
+    ) -> Flow[HttpAnswer]:
         """Send a request that may be repeated, until it is answered.
 
         What bounds the repetition is the deadline, if there is one, or else the attempts.
@@ -262,7 +328,7 @@ class Rules:
             if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
                 return reply
             if deadline is None:
-                if attempt >= self._attempts:
+                if attempt >= (attempts or self._attempts):
                     self._unreachable(gid, reply)
                 yield from _pause(self._delay(attempt, reply))
             else:
@@ -293,7 +359,7 @@ class Rules:
             url=f"{self.url}{API_BASE}{path}",
             query=query or {},
             body=body,
-            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
         )
 
     def _post(self, path: str, gid: str) -> HttpCall:
@@ -318,15 +384,15 @@ class Rules:
         if _says_not_found(answer, gid):
             _not_found(gid)
         if answer.status == 404 or not 400 <= answer.status < 500:
-            reason = f"{self.url} does not answer as a coordinator: status {answer.status}, {_text(answer)}"
+            reason = f"{self.url} does not answer as a coordinator: status {answer.status}, {text_of(answer)}"
             raise CoordinatorUnreachableError(gid, None, reason)
-        raise RequestRefusedError(gid, None, _text(answer))
+        raise RequestRefusedError(gid, None, text_of(answer))
 
     def _unreachable(self, gid: str, reply: Reply) -> NoReturn:
         if isinstance(reply, NoAnswer):
             reason = f"no answer from {self.url} ({reply.detail})"
         else:
-            reason = f"{self.url} answered {reply.status}, {_text(reply)}"
+            reason = f"{self.url} answered {reply.status}, {text_of(reply)}"
         raise CoordinatorUnreachableError(gid, None, reason)
 
 
@@ -365,6 +431,13 @@ def _not_found(gid: str) -> NoReturn:
     raise TransactionNotFoundError(gid, None, "no global transaction has this gid")
 
 
+def _not_open(gid: str, found: Transaction | None, said: str) -> TxcoordSdkError:
+    """Say why a transaction takes no branches."""
+    if found is not None and found.status in (Status.ABORTING, Status.FAILED):
+        return found.as_error(reason=said)
+    return RequestRefusedError(gid, found.status if found else None, said)
+
+
 def _message(answer: HttpAnswer) -> str | None:
     try:
         return msgspec.json.decode(answer.body, type=Message).message
@@ -372,7 +445,8 @@ def _message(answer: HttpAnswer) -> str | None:
         return None
 
 
-def _text(answer: HttpAnswer) -> str:
+def text_of(answer: HttpAnswer) -> str:
+    """Give an answer's message, or else a piece of it, for people."""
     text = _message(answer) or answer.body[:EXCERPT].decode(errors="replace")
     return text or "no further word"
 

@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from typing import Self
 
 from txcoord.errors import InvalidRequestError, TxcoordError
-from txcoord.protocol import QUERY_PARAMETERS, RESULT_KEY, STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord.model import Outcome
+from txcoord.protocol import (
+    COORDINATOR_PARAMETER,
+    QUERY_PARAMETERS,
+    RESULT_KEY,
+    STATUS_FAILURE,
+    STATUS_ONGOING,
+    ResultWord,
+)
 from txcoord_sdk.barrier import BranchBarrier
+from txcoord_sdk.errors import TryFailedError
 
 logger = logging.getLogger("txcoord_sdk.branch")
 
@@ -22,8 +31,9 @@ _DROPPED = str.maketrans("", "", "\r\n;")
 class BranchFailed(TxcoordError):
     """Raise it in an endpoint to say: it cannot be done, and calling again will not help.
 
-    For an action, the coordinator then compensates. A compensation cannot fail: the coordinator
-    goes on calling it. Everything that the endpoint wrote is to be rolled back.
+    For an action, the coordinator then compensates; for a try, the initiator has all cancelled. A
+    compensation, a confirm or a cancel has no way to fail: it is called again. Everything that
+    the endpoint wrote is to be rolled back.
     """
 
 
@@ -44,6 +54,8 @@ class BranchContext:
     op: str
     barrier: BranchBarrier
     """Made for this request: its calls are numbered from 01."""
+    coordinator_url: str = ""
+    """Where branches within this branch are registered, as who called it says; given to the try of a tcc."""
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], *, table: str | None = None) -> Self:
@@ -64,7 +76,8 @@ class BranchContext:
                 f"not the call of a branch: the query lacks {', '.join(missing)}; "
                 f"a coordinator adds {', '.join(QUERY_PARAMETERS)}"
             )
-        return cls(**values, barrier=BranchBarrier(**values, table=table))
+        url = query.get(COORDINATOR_PARAMETER, "").translate(_DROPPED)
+        return cls(**values, barrier=BranchBarrier(**values, table=table), coordinator_url=url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,9 @@ def answer_to(error: Exception, query: Mapping[str, str]) -> Answer:
     match error:
         case BranchFailed():
             return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": str(error)})
+        case TryFailedError(outcome=Outcome.FAILURE):
+            # Of a branch within this one: what refuses there refuses here.
+            return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": error.reason})
         case BranchOngoing():
             return Answer(STATUS_ONGOING, {RESULT_KEY: ResultWord.ONGOING, "message": str(error)})
         case _:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import httpx
 
 from txcoord.model import Pattern, Status
+from txcoord.protocol import CONNECTION_HEADERS
 from txcoord_sdk._checks import Duration, seconds
 from txcoord_sdk._operations import DEFAULT_TIMEOUT_S, DEFAULT_WAIT_S, Operations
 from txcoord_sdk._rules import Filter, Flow, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
+from txcoord_sdk.tcc import AsyncTcc, Tcc
+
+if TYPE_CHECKING:
+    # An initiator needs nothing of the barrier, which this would load.
+    from txcoord_sdk.branch import BranchContext
 
 T = TypeVar("T")
 
@@ -50,6 +56,36 @@ class AsyncCoordinator(Operations):
         super().__init__(url, timeout=timeout, attempts=attempts, backoff=backoff)
         self._http = http or httpx.AsyncClient()
         self._owns_http = http is None
+
+    def tcc(
+        self,
+        gid: str | None = None,
+        *,
+        wait_result: bool = False,
+        timeout_to_fail: Duration | None = None,
+        request_timeout: Duration | None = None,
+        retry_interval: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+    ) -> AsyncTcc:
+        rules = self._tcc_rules(
+            gid,
+            wait_result=wait_result,
+            timeout_to_fail=timeout_to_fail,
+            request_timeout=request_timeout,
+            retry_interval=retry_interval,
+            branch_headers=branch_headers,
+        )
+        return AsyncTcc(rules, self._drive)
+
+    def nested_tcc(
+        self,
+        branch: BranchContext,
+        *,
+        request_timeout: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+    ) -> AsyncTcc:
+        rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
+        return AsyncTcc(rules, self._drive)
 
     async def submit(self, saga: Saga) -> str:
         return await self._drive(self._rules.submit(saga))
@@ -142,6 +178,36 @@ class Coordinator(Operations):
         self._http = http or httpx.Client()
         self._owns_http = http is None
 
+    def tcc(
+        self,
+        gid: str | None = None,
+        *,
+        wait_result: bool = False,
+        timeout_to_fail: Duration | None = None,
+        request_timeout: Duration | None = None,
+        retry_interval: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+    ) -> Tcc:
+        rules = self._tcc_rules(
+            gid,
+            wait_result=wait_result,
+            timeout_to_fail=timeout_to_fail,
+            request_timeout=request_timeout,
+            retry_interval=retry_interval,
+            branch_headers=branch_headers,
+        )
+        return Tcc(rules, self._drive)
+
+    def nested_tcc(
+        self,
+        branch: BranchContext,
+        *,
+        request_timeout: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+    ) -> Tcc:
+        rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
+        return Tcc(rules, self._drive)
+
     def submit(self, saga: Saga) -> str:
         return self._drive(self._rules.submit(saga))
 
@@ -221,11 +287,20 @@ def _request(call: HttpCall) -> dict[str, Any]:
     return {
         "method": call.method,
         "url": call.url,
-        "params": call.query,
+        # Empty ones would take away the query that the URL has.
+        "params": call.query or None,
         "content": call.body,
-        "headers": {"Content-Type": "application/json"} if call.body is not None else None,
+        "headers": _headers(call),
         "timeout": httpx.Timeout(call.timeout_s, connect=min(call.timeout_s, MAX_CONNECT_S)),
     }
+
+
+def _headers(call: HttpCall) -> list[tuple[bytes, bytes]]:
+    given = {name.lower(): value for name, value in call.headers.items() if name.lower() not in CONNECTION_HEADERS}
+    if call.body is not None:
+        given.setdefault("content-type", "application/json")
+    # As bytes: httpx takes only ASCII in text, and a header may hold all of Latin-1.
+    return [(name.encode(), value.encode("latin-1")) for name, value in given.items()]
 
 
 def _answer(response: httpx.Response) -> HttpAnswer:

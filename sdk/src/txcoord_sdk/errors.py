@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from txcoord.errors import TxcoordError
-from txcoord.model import Status
+from txcoord.model import Outcome, Status
 
 
 class TxcoordSdkError(TxcoordError):
@@ -31,6 +31,40 @@ class TransactionFailedError(TxcoordSdkError):
         if self.status is Status.ABORTING:
             return f"global transaction {self.gid} did not succeed and is being undone: {self.reason}"
         return f"global transaction {self.gid} failed: {self.reason}"
+
+
+class TryFailedError(TransactionFailedError):
+    """A try of a TCC transaction was not answered with success, so all of it is cancelled.
+
+    The end of the block has it cancelled; should that fail, the deadline does.
+    """
+
+    branch_id: str
+    url: str
+    outcome: Outcome
+    """`failure`: the participant refuses, and `reason` is its word. Otherwise it is not known
+    what the try has done (`unknown`, `ongoing`)."""
+
+    def __init__(
+        self,
+        gid: str,
+        status: Status | None,
+        reason: str,
+        branch_id: str = "",
+        url: str = "",
+        outcome: Outcome = Outcome.UNKNOWN,
+    ) -> None:
+        super().__init__(gid, status, reason)
+        self.args = (gid, status, reason, branch_id, url, outcome)
+        self.branch_id, self.url, self.outcome = branch_id, url, outcome
+
+    def __str__(self) -> str:
+        return f"global transaction {self.gid} did not succeed and is being undone: {self.what} ({self.url})"
+
+    @property
+    def what(self) -> str:
+        """One clause, for logs and for the transaction's own reason."""
+        return f"the try of branch {self.branch_id} had the outcome {self.outcome}: {self.reason}"
 
 
 class TransactionRunningError(TxcoordSdkError):

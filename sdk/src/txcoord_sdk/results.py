@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -53,7 +54,8 @@ class Transaction(Struct, frozen=True, kw_only=True):
     due_at: datetime | None = field(default=None, name="next_cron_time")
     """When the coordinator looks at it again, if it is waiting."""
     branches: tuple[Branch, ...] = ()
-    """Of a saga: compensate and action of step 1, then of step 2, … Empty in a list."""
+    """Of a saga: compensate and action of step 1, then of step 2, …; of a tcc: cancel and confirm
+    of each branch as it was registered. Empty in a list."""
 
     def branch(self, branch_id: str, op: str = Op.ACTION) -> Branch:
         """Find one operation.
@@ -96,6 +98,17 @@ class Transaction(Struct, frozen=True, kw_only=True):
                     detail = f": {last.detail}" if last.detail else ""
                     return f"{branch.op} of branch {branch.branch_id} answered {last.outcome}{code}{detail}"
         return ""
+
+
+class TryAnswer(Struct, frozen=True, kw_only=True):
+    """What a participant answered to the try of a TCC branch."""
+
+    branch_id: str
+    body: bytes = b""
+
+    def json(self) -> Any:
+        """Decode the body; None if there is none."""
+        return msgspec.json.decode(self.body) if self.body else None
 
 
 class QueryAnswer(Struct, frozen=True):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from txcoord.model import Pattern
 from txcoord.protocol import branch_id_of
-from txcoord_sdk._checks import Duration, checked_gid, checked_headers, checked_url, whole_seconds
+from txcoord_sdk._checks import Duration, body_text, checked_gid, checked_url, wire_options
 from txcoord_sdk.gid import new_gid
 
 
@@ -75,20 +74,16 @@ class Saga:
         self._gid = new_gid() if gid is None else checked_gid(gid)
         self._concurrent = concurrent
         self._wait_result = wait_result
-        self._options: dict[str, object] = {}
-        for name, duration in (
-            ("timeout_to_fail", timeout_to_fail),
-            ("request_timeout", request_timeout),
-            ("retry_interval", retry_interval),
-        ):
-            if duration is not None:
-                self._options[name] = whole_seconds(duration, name=name)
+        self._options = wire_options(
+            timeout_to_fail=timeout_to_fail,
+            request_timeout=request_timeout,
+            retry_interval=retry_interval,
+            branch_headers=branch_headers,
+        )
         if retry_limit is not None:
             if retry_limit < 1:
                 raise ValueError(f"retry_limit must be 1 or more (None is unlimited), not {retry_limit}")
             self._options["retry_limit"] = retry_limit
-        if branch_headers:
-            self._options["branch_headers"] = checked_headers(branch_headers)
         self._steps: list[Step] = []
         self._sealed = False
 
@@ -136,7 +131,7 @@ class Saga:
             index=len(self._steps),
             action_url=checked_url(action_url, name="action_url"),
             compensate_url=checked_url(compensate_url, name="compensate_url"),
-            payload=_body_text(payload),
+            payload=body_text(payload),
             after=tuple(sorted({earlier.index for earlier in after})),
         )
         self._steps.append(step)
@@ -165,27 +160,3 @@ class Saga:
 
     def __repr__(self) -> str:
         return f"<Saga {self._gid}: {len(self._steps)} steps>"
-
-
-@runtime_checkable
-class _Model(Protocol):
-    # What the SDK needs to know of Pydantic, without depending on it.
-    def model_dump(self, *, mode: str) -> object: ...
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, _Model):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def _body_text(payload: object) -> str:
-    if isinstance(payload, str):
-        return payload
-    try:
-        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload, enc_hook=_plain)
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError("a payload of bytes must be UTF-8 text: the wire carries it as a string") from error
-    except (TypeError, msgspec.MsgspecError) as error:
-        raise ValueError(f"the payload cannot be written as JSON: {error}") from error

@@ -1,0 +1,224 @@
+"""One TCC transaction on the initiator's side: where it stands, and what each step sends. No I/O.
+
+The order of things is what makes it safe:
+
+- A branch is registered before its try is called. A try that is under way when everything
+  stops is thus cancelled at the deadline; one that was never called is cancelled for nothing,
+  which the participant's barrier takes for an empty compensation.
+- Only what is known to be reserved is confirmed. A branch is open from before it is
+  registered until its try has succeeded, and with an open branch nothing is submitted,
+  even if the caller has caught what `call` raised.
+- Once a submit has been sent, nothing is aborted: it may have arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import msgspec
+
+from txcoord.model import Op, Outcome, Pattern, Status
+from txcoord.outcome import clean, understand
+from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, branch_id_of
+from txcoord_sdk._checks import body_text, checked_url
+from txcoord_sdk._rules import Flow, HttpAnswer, HttpCall, Reply, Rules, text_of
+from txcoord_sdk.errors import (
+    CoordinatorUnreachableError,
+    RequestRefusedError,
+    TransactionFailedError,
+    TryFailedError,
+    TxcoordSdkError,
+)
+from txcoord_sdk.results import TryAnswer
+
+MAX_CHILDREN = 99
+"""Two digits name a child; DTM's clients stop here too."""
+MAX_PARENT_LENGTH = 19
+MAX_REASON = 1000
+"""Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
+
+_UNDONE_LATER = "it is not aborted either: unless the submit takes effect after all, the deadline cancels it"
+
+
+class _Stage(Enum):
+    NEW = "has not begun"
+    OPEN = "is open"
+    SUBMITTED = "has been submitted"
+    ENDED = "has ended"
+
+
+class TccRules:
+    """The state of one `async with coordinator.tcc(…)`, or of a participant's part of one."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        gid: str,
+        *,
+        options: Mapping[str, object],
+        branch_headers: Mapping[str, str],
+        timeout_s: float,
+        wait_result: bool = False,
+        parent_id: str = "",
+    ) -> None:
+        if len(parent_id) > MAX_PARENT_LENGTH:
+            raise ValueError(f"branch {parent_id} of {gid} is nested too deeply: no id is left for branches within it")
+        self.gid = gid
+        self._rules = rules
+        self._options = options
+        self._branch_headers = branch_headers
+        self._timeout_s = timeout_s
+        self._wait_result = wait_result
+        self._parent_id = parent_id
+        self._stage = _Stage.NEW
+        self._children = 0
+        self._open: dict[str, TxcoordSdkError] = {}
+        """Branches whose try is not known to have succeeded, with what is to be said of it."""
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether somebody else prepared it, and submits or aborts it."""
+        return bool(self._parent_id)
+
+    def __repr__(self) -> str:
+        within = f" within branch {self._parent_id}" if self.is_nested else ""
+        return f"tcc {self.gid}{within}: {self._stage.value}, {self._children} branches"
+
+    # -- steps -------------------------------------------------------------------------
+
+    def enter(self) -> Flow[None]:
+        if self._stage is not _Stage.NEW:
+            raise ValueError(f"tcc {self.gid} {self._stage.value}: open a new one, it needs a gid of its own")
+        if not self.is_nested:
+            yield from self._rules.prepare(self.gid, self._body(**self._options))
+        self._stage = _Stage.OPEN
+
+    def call(self, try_url: str, confirm_url: str, cancel_url: str, payload: object) -> Flow[TryAnswer]:
+        if self._stage is not _Stage.OPEN:
+            raise ValueError(f"tcc {self.gid} {self._stage.value}: its tries are called within its `with` block")
+        try_url = checked_url(try_url, name="try_url")
+        branch = {
+            "confirm": checked_url(confirm_url, name="confirm_url"),
+            "cancel": checked_url(cancel_url, name="cancel_url"),
+            "data": body_text(payload),
+        }
+        branch_id = self._next_branch_id()
+        self._open[branch_id] = self._failed(branch_id, try_url, "it was broken off before it was answered")
+        try:
+            yield from self._rules.register(self.gid, branch_id, self._body(branch_id=branch_id, **branch))
+            answer = yield from self._try(branch_id, try_url, branch["data"].encode())
+        except TxcoordSdkError as error:
+            self._open[branch_id] = error
+            raise
+        del self._open[branch_id]
+        return answer
+
+    def submit(self) -> Flow[None]:
+        if self.is_nested:
+            raise ValueError(f"{self.gid} is submitted by who opened it, not within branch {self._parent_id}")
+        if self._stage not in (_Stage.OPEN, _Stage.SUBMITTED):
+            raise ValueError(f"tcc {self.gid} {self._stage.value}: it is submitted within or after its `with` block")
+        self._check_nothing_open()
+        # From here on it may be on its way to success, whatever comes back.
+        self._stage = _Stage.SUBMITTED
+        body = self._body(**self._options, **({"wait_result": True} if self._wait_result else {}))
+        try:
+            yield from self._rules.submit_prepared(self.gid, body, wait_result=self._wait_result)
+        except (CoordinatorUnreachableError, RequestRefusedError) as error:
+            raise type(error)(error.gid, error.status, f"{error.reason}; {_UNDONE_LATER}") from error
+
+    def leave(self, error: BaseException | None) -> Flow[None]:
+        """End the block: submit, or abort because of an error, which the caller lets go on."""
+        if self._stage is _Stage.SUBMITTED:
+            return  # by hand, within the block; how that went has been told
+        if error is None and not self._open and not self.is_nested:
+            yield from self.submit()
+            return
+        self._stage = _Stage.ENDED
+        cause = error or next(iter(self._open.values()), None)
+        if cause is not None and not self.is_nested:
+            yield from self._abort(cause)
+        if error is None:
+            self._check_nothing_open()
+
+    # -- the parts they are made of ------------------------------------------------------
+
+    def _next_branch_id(self) -> str:
+        if self._children == MAX_CHILDREN:
+            where = f"branch {self._parent_id} of {self.gid}" if self.is_nested else f"tcc {self.gid}"
+            raise ValueError(f"{where} has {MAX_CHILDREN} branches, which is the most")
+        self._children += 1
+        return self._parent_id + branch_id_of(self._children - 1)
+
+    def _try(self, branch_id: str, url: str, body: bytes) -> Flow[TryAnswer]:
+        if not url:
+            return TryAnswer(branch_id=branch_id)
+        call = HttpCall(
+            method="POST",
+            url=self._url_of_try(branch_id, url),
+            body=body,
+            headers=self._branch_headers,
+            timeout_s=self._timeout_s,
+        )
+        reply = yield from self._rules.ask_participant(call)
+        outcome, reason = _understood(reply)
+        if not isinstance(reply, HttpAnswer) or outcome is not Outcome.SUCCESS:
+            raise self._failed(branch_id, url, reason, outcome)
+        return TryAnswer(branch_id=branch_id, body=reply.body)
+
+    def _url_of_try(self, branch_id: str, url: str) -> str:
+        ours = urlencode(
+            {
+                "branch_id": branch_id,
+                COORDINATOR_PARAMETER: f"{self._rules.url}{API_BASE}",
+                "gid": self.gid,
+                "op": Op.TRY,
+                "trans_type": Pattern.TCC,
+            }
+        )
+        parts = urlsplit(url)
+        # Ours last: of two with the same name, participants take the last.
+        return urlunsplit(parts._replace(query=f"{parts.query}&{ours}" if parts.query else ours, fragment=""))
+
+    def _abort(self, cause: BaseException) -> Flow[None]:
+        body = self._body(rollback_reason=_reason_of(cause))
+        # Who is being cancelled, or interrupted from the keyboard, is not kept for long.
+        attempts = None if isinstance(cause, Exception) else 1
+        try:
+            yield from self._rules.abort(self.gid, body, attempts=attempts)
+        except TxcoordSdkError as failure:
+            # What went wrong first matters more, and the deadline does the same.
+            cause.add_note(f"tcc {self.gid} could not be aborted ({failure.reason}): the deadline cancels it")
+
+    def _check_nothing_open(self) -> None:
+        for error in self._open.values():
+            if isinstance(error, TransactionFailedError):
+                raise error
+            raise TransactionFailedError(self.gid, Status.ABORTING, error.reason) from error
+
+    def _failed(self, branch_id: str, url: str, reason: str, outcome: Outcome = Outcome.UNKNOWN) -> TryFailedError:
+        return TryFailedError(self.gid, Status.ABORTING, reason, branch_id, url, outcome)
+
+    def _body(self, **more: object) -> bytes:
+        return msgspec.json.encode({"gid": self.gid, "trans_type": Pattern.TCC, **more})
+
+
+def _understood(reply: Reply) -> tuple[Outcome, str]:
+    if not isinstance(reply, HttpAnswer):
+        return Outcome.UNKNOWN, f"no answer ({reply.detail})"
+    outcome = understand(reply.status, reply.body)
+    code = f"HTTP {reply.status}: " if outcome is Outcome.UNKNOWN else ""
+    return outcome, clean(f"{code}{text_of(reply)}", MAX_REASON)
+
+
+def _reason_of(cause: BaseException) -> str:
+    match cause:
+        case TryFailedError():
+            text = cause.what
+        case TxcoordSdkError():
+            text = cause.reason
+        case _:
+            text = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    return clean(text, MAX_REASON)
