@@ -22,6 +22,27 @@ STATUS_ONGOING = 425
 QUERY_PARAMETERS = ("branch_id", "gid", "op", "trans_type")
 """Added to the URL of each branch call, in this order."""
 
+COORDINATOR_PARAMETER = "dtm"
+"""Added by the initiator of a tcc to the URL of a try: the coordinator's API, for branches within the branch."""
+
+CONNECTION_HEADERS = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+"""Left out of branch calls, as Go does: they describe the connection or the length, which only the sender knows."""
+
 
 class ResultWord(StrEnum):
     """The words that `dtm_result` may hold."""
