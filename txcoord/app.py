@@ -7,7 +7,7 @@ import socket
 
 from txcoord.api.http import AsgiApp, HttpApi
 from txcoord.dispatch.base import Dispatcher
-from txcoord.dispatch.http import HttpDispatcher
+from txcoord.dispatch.router import RoutingDispatcher
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.engine.engine import Engine
 from txcoord.engine.settings import EngineSettings
@@ -64,7 +64,7 @@ def build(settings: Settings) -> App:
         ValueError: a setting cannot be used (the store's URL, the file of authorities).
     """
     store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=settings.store_pool)
-    dispatcher = HttpDispatcher(dispatch_settings(settings))
+    dispatcher = RoutingDispatcher(dispatch_settings(settings))
     engine = Engine(store=store, dispatcher=dispatcher, settings=engine_settings(settings), node_name=node_name())
     service = Service(engine=engine, store=store, limits=limits(settings), default_timeout_s=settings.timeout_to_fail_s)
     asgi = HttpApi(service, max_body_bytes=settings.max_body_bytes)

@@ -19,6 +19,24 @@ STATUS_FAILURE = 409
 STATUS_ONGOING = 425
 """HTTP status of "not finished yet, ask again", in both directions."""
 
+HTTP = "http"
+JSON_RPC = "json-rpc"
+"""A global transaction's `protocol`: how its branches are called."""
+
+JSON_RPC_PATH = "/api/json-rpc"
+JSON_RPC_VERSION = "2.0"
+JSON_RPC_FAILURE = -32901
+"""Code of a definite failure, in both directions."""
+JSON_RPC_ONGOING = -32902
+"""Code of "not finished yet, ask again", in both directions."""
+JSON_RPC_PARSE_ERROR = -32700
+JSON_RPC_INVALID_REQUEST = -32600
+JSON_RPC_METHOD_NOT_FOUND = -32601
+JSON_RPC_INTERNAL_ERROR = -32603
+
+METHOD_PARAMETER = "method"
+"""In the URL of a branch: the method to be called over JSON-RPC."""
+
 QUERY_PARAMETERS = ("branch_id", "gid", "op", "trans_type")
 """Added to the URL of each branch call, in this order."""
 

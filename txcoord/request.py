@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
+from txcoord.jsonrpc import BadParamsError, method_of, read_params
 from txcoord.model import Options, Status
+from txcoord.protocol import HTTP, JSON_RPC, METHOD_PARAMETER
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what fits Latin-1, as RFC 9110 reads it
@@ -110,9 +112,22 @@ def check_options(request: TransRequest, limits: Limits) -> Options:
 
 def check_protocol(protocol: str) -> str:
     """Return the protocol by which the branches are called."""
-    if protocol not in ("", "http"):
-        raise InvalidRequestError(f"protocol {protocol!r} is not offered: leave it out or say 'http'")
-    return "http"
+    if protocol not in ("", HTTP, JSON_RPC):
+        raise InvalidRequestError(
+            f"protocol {protocol!r} is not offered: leave it out or say {HTTP!r}, or {JSON_RPC!r} for"
+            f" branches whose URL names a {METHOD_PARAMETER}"
+        )
+    return protocol or HTTP
+
+
+def check_params(payload: bytes, *, url: str, protocol: str, where: str) -> None:
+    """Refuse a payload that can never be sent: the params of a JSON-RPC call are an object."""
+    if protocol != JSON_RPC or not method_of(url):
+        return
+    try:
+        read_params(payload)
+    except BadParamsError as error:
+        raise InvalidRequestError(f"{where} {error}: it is to be called over JSON-RPC ({url})") from error
 
 
 def check_url(url: str, *, where: str, limits: Limits) -> str:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from txcoord import errors
-from txcoord.api import answers
+from txcoord.api import replies
 from txcoord.api.http import HttpApi
 from txcoord.errors import (
     InvalidRequestError,
@@ -247,7 +247,7 @@ def test_every_error_has_a_row() -> None:
         TxcoordError
     }
 
-    assert set(answers.ERROR_ANSWERS) == classes
+    assert set(replies.ERROR_ROWS) == classes
 
 
 async def test_what_nobody_expected_is_an_incident_in_the_log(http: httpx.AsyncClient, service: FakeService) -> None:
@@ -275,12 +275,12 @@ async def test_what_nobody_expected_is_an_incident_in_the_log(http: httpx.AsyncC
     ],
 )
 def test_a_failure_ends_with_the_word_once(message: str, ended: str) -> None:
-    assert answers.ending_in_failure(message) == ended
+    assert replies.ending_in_failure(message) == ended
 
 
 @given(st.text())
 def test_a_failure_always_ends_with_the_word_once(message: str) -> None:
-    ended = answers.ending_in_failure(message)
+    ended = replies.ending_in_failure(message)
 
     assert ended.endswith("FAILURE")
     assert not ended.removesuffix("FAILURE").rstrip().endswith("FAILURE")
@@ -328,7 +328,7 @@ async def test_ping_answers_any_method(http: httpx.AsyncClient, method: str) -> 
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("POST", "registerBranch"), ("POST", "registerTccBranch"), ("POST", "prepareWorkflow"), ("GET", "subscribe")],
+    [("POST", "registerXaBranch"), ("POST", "prepareWorkflow"), ("GET", "subscribe")],
 )
 async def test_what_is_not_offered_says_so(http: httpx.AsyncClient, method: str, name: str) -> None:
     answer = await http.request(method, f"{BASE}/{name}")

@@ -20,6 +20,7 @@ PURE = frozenset(
         "decision",
         "errors",
         "gid",
+        "jsonrpc",
         "model",
         "msg",
         "outcome",

@@ -132,12 +132,12 @@ def test_headers_are_bounded_as_they_stand_on_the_wire() -> None:
 # -- protocol, URLs, payloads ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["", "http"])
-def test_http_is_offered_and_is_the_default(protocol: str) -> None:
-    assert check_protocol(protocol) == "http"
+@pytest.mark.parametrize(("protocol", "taken_for"), [("", "http"), ("http", "http"), ("json-rpc", "json-rpc")])
+def test_http_is_the_default_of_the_protocols(protocol: str, taken_for: str) -> None:
+    assert check_protocol(protocol) == taken_for
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "HTTP", "json-rpc"])
+@pytest.mark.parametrize("protocol", ["grpc", "HTTP", "JSON-RPC", "jsonrpc"])
 def test_other_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"protocol '{protocol}' is not offered"):
         check_protocol(protocol)

@@ -2,7 +2,7 @@
 
 These paths are hot: a request costs one dictionary look-up to route, and no framework.
 An adapter holds no rule: it parses, calls the service, and maps what comes back by the
-tables in `txcoord.api.answers`. Nothing that a client sends may end in a 500.
+tables in `txcoord.api.replies`. Nothing that a client sends may end in a 500.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from secrets import token_hex
 from time import perf_counter
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from txcoord import __version__, metrics
-from txcoord.api import answers
+from txcoord.api import answers, replies
 from txcoord.api.answers import Answer
+from txcoord.api.jsonrpc import JsonRpcApi, of_unread
+from txcoord.api.operations import Operations
+from txcoord.api.replies import Reply
 from txcoord.api.views import branch_views, transaction_view
 from txcoord.api.wire import INT64_MAX, clean_gid, decode_branch, decode_trans
-from txcoord.errors import InvalidRequestError, RequestTooLargeError, TransactionNotFoundError
-from txcoord.logs import get_logger
+from txcoord.errors import InvalidRequestError, RequestTooLargeError
 from txcoord.model import MICROSECONDS, Pattern, Status
-from txcoord.protocol import API_BASE, RESULT_KEY, ResultWord
+from txcoord.protocol import API_BASE, JSON_RPC_PATH, RESULT_KEY, ResultWord
 from txcoord.service import Service
 from txcoord.store.base import ListQuery
 
@@ -34,8 +35,6 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Query = Mapping[str, str]
-
-log = get_logger()
 
 LIST_LIMIT: Final = 100
 LIST_LIMIT_MAX: Final = 1000
@@ -66,7 +65,7 @@ class _ClientGoneError(Exception):
 class _Route:
     """One method and path: who handles it, and the metrics of it."""
 
-    __slots__ = ("metrics", "on_body", "on_query")
+    __slots__ = ("metrics", "of_error", "on_body", "on_query")
 
     def __init__(
         self,
@@ -74,10 +73,12 @@ class _Route:
         *,
         on_body: Callable[[bytes], Awaitable[Answer]] | None = None,
         on_query: Callable[[Query], Awaitable[Answer]] | None = None,
+        of_error: Callable[[Reply], Answer] = answers.of_reply,
     ) -> None:
         self.metrics = metrics.ApiMetrics(api)
         self.on_body = on_body
         self.on_query = on_query
+        self.of_error = of_error
 
 
 class HttpApi:
@@ -85,6 +86,7 @@ class HttpApi:
 
     def __init__(self, service: Service, *, max_body_bytes: int, mounted: Mapping[str, AsgiApp] | None = None) -> None:
         self._service = service
+        self._operations = Operations(service)
         self._max_body_bytes = max_body_bytes
         self._mounted = dict(mounted or {})
         posts: Mapping[str, Callable[[bytes], Awaitable[Answer]]] = {
@@ -109,6 +111,7 @@ class HttpApi:
         }
         # The label is DTM's: the last segment of the path, in lower case.
         self._routes = {("POST", f"{API_BASE}/{name}"): _Route(name.lower(), on_body=on) for name, on in posts.items()}
+        self._routes["POST", JSON_RPC_PATH] = _Route("json-rpc", on_body=JsonRpcApi(service).answer, of_error=of_unread)
         for path, on_query in gets.items():
             self._routes["GET", path] = _Route(path.rpartition("/")[2].lower(), on_query=on_query)
         for method, name in _NOT_OFFERED:
@@ -160,14 +163,8 @@ class HttpApi:
             return await route.on_query(_parse_query(scope["query_string"]))
         except _ClientGoneError:
             raise
-        except Exception as error:
-            answer = answers.of_error(error)
-            if answer is not None:
-                return answer
-            # The last resort: the client gets a number, the log the story, and the server lives.
-            incident = token_hex(4)
-            log.error("unexpected error", incident=incident, path=scope["path"][:200], exc_info=error)
-            return answers.of_incident(incident)
+        except Exception as error:  # noqa: BLE001 - the last resort, which logs it
+            return route.of_error(replies.of_error(error) or replies.of_bug(error, where=scope["path"]))
 
     async def _read_body(self, receive: Receive) -> bytes:
         body, more = await _read_piece(receive)
@@ -206,24 +203,16 @@ class HttpApi:
     # -- transactions ----------------------------------------------------------------
 
     async def _prepare(self, body: bytes) -> Answer:
-        await self._service.prepare(decode_trans(body))
-        return answers.SUCCESS
+        return answers.of_reply(await self._operations.prepare(decode_trans(body)))
 
     async def _submit(self, body: bytes) -> Answer:
-        request = decode_trans(body)
-        return answers.submitted(request.gid, await self._service.submit(request))
+        return answers.of_reply(await self._operations.submit(decode_trans(body)))
 
     async def _abort(self, body: bytes) -> Answer:
-        request = decode_trans(body)
-        return answers.aborted(request.gid, await self._service.abort(request))
+        return answers.of_reply(await self._operations.abort(decode_trans(body)))
 
     async def _register_branch(self, body: bytes) -> Answer:
-        branch = decode_branch(body)
-        try:
-            await self._service.register_branch(branch)
-        except TransactionNotFoundError:
-            return answers.failure(f"no trans with gid: {branch.gid} status: prepared found")
-        return answers.SUCCESS
+        return answers.of_reply(await self._operations.register_branch(decode_branch(body)))
 
     async def _force_stop(self, body: bytes) -> Answer:
         await self._service.force_stop(_gid_of(decode_trans(body).gid))

@@ -29,6 +29,8 @@ _Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 # that one that was written can be asked for with the same text.
 _GID_CLEANING: Final = str.maketrans("", "", "\n\r;")
 
+_BODY: Final = "the body"
+
 
 def clean_gid(gid: str) -> str:
     """Delete line breaks and semicolons."""
@@ -60,8 +62,10 @@ _plain_decoder = msgspec.json.Decoder(_PlainBody)
 _any_decoder = msgspec.json.Decoder()
 
 
-def decode_trans(body: bytes) -> TransRequest:
+def decode_trans(body: bytes, *, what: str = _BODY) -> TransRequest:
     """Read the body of prepare, submit, abort and of whatever only names a gid.
+
+    `what` names it in sentences: JSON-RPC has the same object as its params.
 
     Raises:
         InvalidRequestError: it is not JSON, or a field has another type than its own; the
@@ -70,7 +74,7 @@ def decode_trans(body: bytes) -> TransRequest:
     try:
         plain = _plain_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _read_by_field(body)
+        return _read_by_field(body, what)
     return _request(plain)
 
 
@@ -101,14 +105,14 @@ def _request(body: _PlainBody) -> TransRequest:
     )
 
 
-def decode_branch(body: bytes) -> BranchRegistration:
+def decode_branch(body: bytes, *, what: str = _BODY) -> BranchRegistration:
     """Read the body of registerBranch: a flat map whose values are strings or null.
 
     Raises:
         InvalidRequestError: it is not that; the sentence names the key.
     """
     found: dict[str, str] = {}
-    for key, value in _decode_object(body).items():
+    for key, value in _decode_object(body, what).items():
         # Every value is a string in DTM's body, known or not: clients send more keys than are read.
         found[key] = _read_string(key[:64], value)
     return BranchRegistration(
@@ -124,9 +128,9 @@ def decode_branch(body: bytes) -> BranchRegistration:
 # -- field by field -------------------------------------------------------------------
 
 
-def _read_by_field(body: bytes) -> TransRequest:
+def _read_by_field(body: bytes, what: str) -> TransRequest:
     plain = _PlainBody()
-    for key, value in _decode_object(body).items():
+    for key, value in _decode_object(body, what).items():
         name = key.casefold()
         read = _READERS.get(name)
         if read is not None and value is not None:
@@ -134,21 +138,21 @@ def _read_by_field(body: bytes) -> TransRequest:
     return _request(plain)
 
 
-def _decode_object(body: bytes) -> Mapping[str, Any]:
+def _decode_object(body: bytes, what: str) -> Mapping[str, Any]:
     if not body.strip():
-        raise InvalidRequestError("the body is empty; send a JSON object")
+        raise InvalidRequestError(f"{what} is empty; send a JSON object")
     try:
         value = _any_decoder.decode(body)
     except RecursionError:
-        raise InvalidRequestError("the body is nested too deeply") from None
+        raise InvalidRequestError(f"{what} is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"the body is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise InvalidRequestError(f"{what} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except msgspec.MsgspecError as error:
-        raise InvalidRequestError(f"the body is not JSON that can be read: {error}") from error
+        raise InvalidRequestError(f"{what} is not JSON that can be read: {error}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InvalidRequestError(f"the body must be a JSON object, not {_kind(value)}")
+        raise InvalidRequestError(f"{what} must be a JSON object, not {_kind(value)}")
     return value
 
 

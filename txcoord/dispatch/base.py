@@ -8,6 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from txcoord.model import Op, Outcome, Pattern
+from txcoord.protocol import HTTP
 
 
 class BranchRequest(Struct, frozen=True, kw_only=True):
@@ -20,6 +21,8 @@ class BranchRequest(Struct, frozen=True, kw_only=True):
     url: str
     payload: bytes = b""
     headers: Mapping[str, str] = {}
+    protocol: str = HTTP
+    """Of the global transaction: `txcoord.protocol.HTTP` or another of these words."""
     timeout_s: float
     """From the first byte sent (or the wait for a connection) to the last byte received."""
 

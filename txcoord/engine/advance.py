@@ -225,6 +225,7 @@ class Advancer:
                 url=op.url,
                 payload=op.payload,
                 headers=tx.options.branch_headers,
+                protocol=tx.protocol,
                 timeout_s=self._timeout_s(tx),
             )
         )

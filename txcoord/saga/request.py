@@ -14,6 +14,7 @@ from txcoord.request import (
     TransRequest,
     check_gid,
     check_options,
+    check_params,
     check_payloads,
     check_protocol,
     check_url,
@@ -28,12 +29,14 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
         InvalidRequestError, RequestTooLargeError: with a sentence that says what to change.
     """
     gid = check_gid(request.gid)
+    protocol = check_protocol(request.protocol)
     payloads = check_payloads(request, limits)
     branches: list[BranchOp] = []
     for step, (urls, payload) in enumerate(zip(request.steps, payloads, strict=True)):
         branch_id = branch_id_of(step)
         for op in (Op.COMPENSATE, Op.ACTION):
             url = check_url(urls.get(op.value, ""), where=f"the {op} URL of step {step}", limits=limits)
+            check_params(payload, url=url, protocol=protocol, where=f"the payload of step {step}")
             branches.append(BranchOp(branch_id=branch_id, op=op, url=url, payload=payload))
     plan = _Plan.read(request.custom_data, steps=len(request.steps), limits=limits)
     # Only the flag within custom_data makes a saga concurrent; DTM ignores the outer one.
@@ -45,7 +48,7 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
         status=Status.SUBMITTED,
         branches=tuple(branches),
         options=options,
-        protocol=check_protocol(request.protocol),
+        protocol=protocol,
         query_prepared=check_url(request.query_prepared, where="query_prepared", limits=limits),
         custom_data=request.custom_data,
         created_us=now_us,

@@ -14,6 +14,7 @@ from txcoord.request import (
     TransRequest,
     check_gid,
     check_options,
+    check_params,
     check_protocol,
     check_url,
 )
@@ -56,6 +57,8 @@ def registered(tcc: GlobalTransaction, branch: BranchRegistration, limits: Limit
         raise InvalidRequestError(f"{tcc.gid} is a {tcc.pattern}: branches are registered for a tcc")
     if tcc.status is not Status.PREPARED:
         raise StatusConflictError(tcc.gid, status=tcc.status, wanted="register", pattern=tcc.pattern)
+    for op in ops:
+        check_params(op.payload, url=op.url, protocol=tcc.protocol, where=f"data of branch {branch.branch_id}")
     same_id = [op for op in tcc.branches if op.branch_id == branch.branch_id]
     if same_id:
         if [(op.op, op.url, op.payload) for op in same_id] == [(op.op, op.url, op.payload) for op in ops]:

@@ -1,0 +1,98 @@
+"""What all calls that travel over HTTP share: headers, and results without an answer that can be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from random import Random
+
+from txcoord.dispatch.base import BranchRequest, CallResult
+from txcoord.dispatch.client import HttpClient
+from txcoord.dispatch.connection import Answer
+from txcoord.dispatch.endpoint import NoAnswer
+from txcoord.dispatch.headers import DEFAULT_HEADERS, HeaderBlock, make_headers
+from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.url import Url
+from txcoord.model import MICROSECONDS, Outcome
+from txcoord.outcome import clean, describe
+
+_LONGEST_CACHED = 4096
+
+
+class OverHttp:
+    """Base of the dispatchers over HTTP. Belongs to the event loop of its first call.
+
+    Those that are given the same `client` share its connections, limits and breakers.
+
+    Raises:
+        ValueError: on construction, when `tls_ca_file` cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: DispatchSettings = DispatchSettings(),  # noqa: B008 - frozen
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        random: Random | None = None,
+        client: HttpClient | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client = client or HttpClient(settings, clock=clock, random=random or Random())
+        self._headers: dict[tuple[object, ...], HeaderBlock] = {}
+
+    async def close(self) -> None:
+        """Close all connections of the client. Calls under way end as unknown."""
+        await self._client.close()
+
+    def _headers_for(self, request: BranchRequest, url: Url) -> HeaderBlock:
+        """Raises `BadHeaderError`."""
+        if request.headers or url.authorization:
+            return self._cached_headers(request.headers, url.authorization)
+        return DEFAULT_HEADERS
+
+    def _cached_headers(self, headers: Mapping[str, str], authorization: str) -> HeaderBlock:
+        key = (authorization, *headers.items())
+        block = self._headers.get(key)
+        if block is None:
+            block = make_headers(headers.items(), authorization)
+            if len(block.text) > _LONGEST_CACHED:
+                return block
+            if len(self._headers) >= self._settings.cached_urls:
+                del self._headers[next(iter(self._headers))]
+            self._headers[key] = block
+        return block
+
+    def _with_flaw(self, answer: Answer, outcome: Outcome, started: float) -> CallResult:
+        # A status that decides by itself does so; a success would have to be read whole.
+        if outcome is Outcome.SUCCESS:
+            outcome = Outcome.UNKNOWN
+        if outcome is Outcome.UNKNOWN or not answer.body:
+            detail = f"HTTP {answer.status}: {answer.flaw}"
+        else:
+            detail = describe(answer.status, answer.body, outcome, limit=self._settings.detail_bytes)
+        return CallResult(
+            outcome=outcome,
+            code=answer.status,
+            detail=clean(detail, self._settings.detail_bytes),
+            duration_us=self._elapsed_us(started),
+        )
+
+    def _without_answer(self, result: NoAnswer, started: float) -> CallResult:
+        return CallResult(
+            outcome=Outcome.UNKNOWN,
+            detail=clean(result.detail, self._settings.detail_bytes),
+            duration_us=self._elapsed_us(started),
+            called=result.called,
+            retry_after_s=result.retry_after_s,
+        )
+
+    def _unknown(self, detail: str, started: float) -> CallResult:
+        return CallResult(
+            outcome=Outcome.UNKNOWN,
+            detail=clean(f"{detail}; the call is repeated all the same", self._settings.detail_bytes),
+            duration_us=self._elapsed_us(started),
+        )
+
+    def _elapsed_us(self, started: float) -> int:
+        return int((self._clock() - started) * MICROSECONDS)
