@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import APIRouter
 
 from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
+from txcoord_sdk.fastapi import Branch, BranchRoute
 
 ROOT = Path(__file__).parents[2]
 FRONT_PAGE = ROOT / "README.md"
 README = ROOT / "sdk" / "README.md"
+TCC = ROOT / "docs" / "tcc.md"
 GUIDE = ROOT / "docs" / "sdk.md"
 STOPPED = Answer(409, {"message": "no stock FAILURE"})
 FAILED = Answer(
@@ -80,9 +85,14 @@ def test_the_front_page_runs(server: ScriptedCoordinator, capsys: pytest.Capture
     assert "/deduct" in names["app"].openapi()["paths"]
 
 
-def test_the_guide_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:
-    first, order, errors, looking, lifespan, *_ = blocks(GUIDE)
-    server.answers("/submit", STOPPED, STOPPED)
+def test_the_guide_runs(
+    server: ScriptedCoordinator, all_hosts_are_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, order, tcc, errors, looking, lifespan, *_ = blocks(GUIDE)
+    server.answers("/submit", STOPPED, Answer(), STOPPED)
+    server.answers("/prepare", Answer())
+    server.answers("/registerBranch", Answer(), Answer())
+    server.answers("/try", Answer(), Answer())
     server.answers("/query", FAILED, FAILED, RUNNING)
     server.answers("/all", PAGE)
     server.answers("/resetNextCronTime", Answer())
@@ -90,9 +100,49 @@ def test_the_guide_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixtu
 
     exec(first, names)
     with names["Coordinator"]() as names["coordinator"]:
-        for block in (order, errors, looking):
+        for block in (order, tcc, errors, looking):
             exec(block, names)
     exec(lifespan, names)
 
     assert names["answer"] == (409, "sold")
     assert "unknown 500 oops" in capsys.readouterr().out
+
+
+@pytest.fixture
+def all_hosts_are_here(monkeypatch: pytest.MonkeyPatch, server: ScriptedCoordinator) -> None:
+    """Let the scripted coordinator be every participant as well."""
+    for kind in (httpx.Client, httpx.AsyncClient):
+        monkeypatch.setattr(kind, "build_request", _building_for_here(kind.build_request))
+
+
+def _building_for_here(build_request: Callable[..., httpx.Request]) -> Callable[..., httpx.Request]:
+    def build(self: object, method: str, url: httpx.URL, **kwargs: Any) -> httpx.Request:
+        here = httpx.URL(os.environ["TXCOORD_URL"])
+        return build_request(self, method, httpx.URL(url).copy_with(host=here.host, port=here.port), **kwargs)
+
+    return build
+
+
+def test_the_page_on_tcc_runs(
+    server: ScriptedCoordinator, all_hosts_are_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync, async_, *endpoints = blocks(TCC)
+    server.answers("/prepare", Answer(), Answer(), Answer())
+    server.answers("/registerBranch", *[Answer()] * 5)
+    server.answers("/order-create-try", Answer(), Answer())
+    server.answers("/deduct-try", Answer(409, {"message": "sold"}), Answer(), Answer(200, {"left": 3}))
+    server.answers("/abort", Answer())
+    server.answers("/submit", Answer(), Answer())
+    router = APIRouter(route_class=BranchRoute)
+    names: dict[str, Any] = {"router": router, "Branch": Branch, "Deduction": dict, "Parcel": dict}
+
+    exec(sync, names)
+    exec(sync, names)
+    exec(async_, names)
+    left = asyncio.run(names["buy"]())
+    for block in endpoints:
+        exec(block, names)
+
+    assert capsys.readouterr().out == "not bought: sold\nbought\n"
+    assert left == {"left": 3}
+    assert [getattr(route, "path", "") for route in router.routes] == ["/deduct-try", "/parcel-try"]

@@ -581,6 +581,19 @@ def test_a_waiting_submit_tells_how_it_stands(
     assert submit.body["wait_result"] is True
 
 
+def test_a_transaction_says_what_an_operator_has_to_mend(server: ScriptedCoordinator, block: Block) -> None:
+    words = "confirm of branch 02 was refused 10 times: no such account"
+    answer = standing("submitted", "02")
+    answer.body["transaction"]["needs_operator"] = words
+    server.answers("/query", answer)
+
+    found = block.await_(block._coordinator.query("g1"))
+
+    assert found.needs_operator == words
+    with pytest.raises(TransactionRunningError, match="no such account"):
+        found.raise_for_status()
+
+
 def test_a_time_out_before_the_submit_is_a_failure(server: ScriptedCoordinator, block: Block) -> None:
     server.answers("/prepare", OK)
     server.answers("/submit", Answer(409, {"message": "cannot submit g1: this tcc is failed"}))

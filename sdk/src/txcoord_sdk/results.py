@@ -53,6 +53,9 @@ class Transaction(Struct, frozen=True, kw_only=True):
     failed_at: datetime | None = field(default=None, name="rollback_time")
     due_at: datetime | None = field(default=None, name="next_cron_time")
     """When the coordinator looks at it again, if it is waiting."""
+    needs_operator: str = ""
+    """What a person has to mend before it goes on: a confirm or a cancel that is refused again and
+    again. `retry_now` when that is done. Empty while nobody is needed; DTM does not tell."""
     branches: tuple[Branch, ...] = ()
     """Of a saga: compensate and action of step 1, then of step 2, …; of a tcc: cancel and confirm
     of each branch as it was registered. Empty in a list."""
@@ -81,7 +84,7 @@ class Transaction(Struct, frozen=True, kw_only=True):
 
     def as_error(self, *, reason: str = "") -> TransactionFailedError | TransactionRunningError:
         """Say what keeps it from success; `reason` is for a transaction that knows none itself."""
-        known = self.reason or self.waiting_for or reason or "the coordinator gave no reason"
+        known = self.reason or self.needs_operator or self.waiting_for or reason or "the coordinator gave no reason"
         # Once it has turned round it cannot succeed any more, even if undoing it takes a while.
         if self.status in (Status.ABORTING, Status.FAILED):
             return TransactionFailedError(self.gid, self.status, known)
