@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from math import ceil
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
@@ -23,6 +25,7 @@ from txcoord_sdk import (
     TransactionFailedError,
     TransactionNotFoundError,
     TransactionRunningError,
+    new_gid,
 )
 
 
@@ -34,8 +37,15 @@ class Order(BaseModel):
     quantity: int = Field(gt=0, le=MOST_AT_ONCE)
 
 
+class OrderPattern(StrEnum):
+    """The two ways in which an order can be carried out."""
+
+    SAGA = "saga"
+    TCC = "tcc"
+
+
 class OrderDesk:
-    """Opens the saga of each order."""
+    """Has orders carried out, as one global transaction each."""
 
     def __init__(
         self, coordinator: AsyncCoordinator, *, order_url: str, storage_url: str, wait_s: float, retry_interval_s: int
@@ -46,10 +56,21 @@ class OrderDesk:
         self._wait_s = wait_s
         self._retry_interval_s = retry_interval_s
 
-    def open_saga(self, order: Order) -> Saga:
+    async def place(self, order: Order, gid: str, pattern: OrderPattern) -> None:
+        """Return when it is carried out; raises what `AsyncCoordinator.run` raises."""
+        line = OrderLine(id=order.id, quantity=order.quantity, tx_id=gid)
+        match pattern:
+            case OrderPattern.SAGA:
+                await self._coordinator.run(self.open_saga(line), timeout=self._wait_s)
+            case OrderPattern.TCC:
+                # If it failed, the reason is on record, too; what is left is to be undone.
+                with suppress(TransactionFailedError):
+                    await self._reserve(line)
+                (await self._coordinator.wait(gid, timeout=self._wait_s)).raise_for_status()
+
+    def open_saga(self, line: OrderLine) -> Saga:
         """Say what makes up an order: create it, take the goods, confirm it."""
-        saga = Saga(retry_interval=self._retry_interval_s)
-        line = OrderLine(id=order.id, quantity=order.quantity, tx_id=saga.gid)
+        saga = Saga(line.tx_id, retry_interval=self._retry_interval_s)
         saga.step(f"{self._order_url}/order-create", f"{self._order_url}/order-create-compensate", line)
         saga.step(f"{self._storage_url}/deduct", f"{self._storage_url}/deduct-compensate", line)
         # The last step needs no compensation: nothing comes after it that could fail. If time
@@ -57,9 +78,13 @@ class OrderDesk:
         saga.step(f"{self._order_url}/order-confirm", "", line)
         return saga
 
-    async def place(self, saga: Saga) -> None:
-        """Have it carried out; raises what `AsyncCoordinator.run` raises."""
-        await self._coordinator.run(saga, timeout=self._wait_s)
+    async def _reserve(self, line: OrderLine) -> None:
+        """Create the order and freeze the goods; the end of the block has both confirmed, or both cancelled."""
+        async with self._coordinator.tcc(
+            line.tx_id, timeout_to_fail=max(ceil(self._wait_s), 1), retry_interval=self._retry_interval_s
+        ) as tcc:
+            for what in (f"{self._order_url}/order-create", f"{self._storage_url}/deduct"):
+                await tcc.call(f"{what}-try", f"{what}-confirm", f"{what}-cancel", line)
 
     async def find(self, gid: str) -> Transaction:
         return await self._coordinator.query(gid)
@@ -95,18 +120,18 @@ def make_bff(
         return {"status": "ok"}
 
     @app.post("/orders")
-    async def place(order: Order, desk: Desk) -> JSONResponse:
+    async def place(order: Order, desk: Desk, pattern: OrderPattern = OrderPattern.SAGA) -> JSONResponse:
         """200 done, 409 not possible and undone, 202 still under way, 503 not known: ask with the gid."""
-        saga = desk.open_saga(order)
+        gid = new_gid()
         try:
-            await desk.place(saga)
+            await desk.place(order, gid, pattern)
         except TransactionFailedError as error:
-            return JSONResponse({"gid": saga.gid, "status": error.status, "reason": error.reason}, 409)
+            return JSONResponse({"gid": gid, "status": error.status, "reason": error.reason}, 409)
         except TransactionRunningError as error:
-            return _ask_later(202, saga.gid, error.status)
+            return _ask_later(202, gid, error.status)
         except CoordinatorUnreachableError:
-            return _ask_later(503, saga.gid, None)
-        return JSONResponse({"gid": saga.gid, "status": "succeed"})
+            return _ask_later(503, gid, None)
+        return JSONResponse({"gid": gid, "status": "succeed"})
 
     @app.get("/orders/{gid}")
     async def show(gid: str, desk: Desk) -> JSONResponse:

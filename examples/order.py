@@ -1,8 +1,9 @@
 """The order service: creates an order, and confirms it once everything else is done.
 
-An order is `confirming` while its global transaction is under way. The saga's last step makes
+An order is `confirming` while its global transaction is under way. A saga's last step makes
 it `confirmed`, its compensation `not confirmed`, for good: a confirmation that comes late finds
-an order that is no longer `confirming`, and fails.
+an order that is no longer `confirming`, and fails. In a TCC transaction the try makes the
+order, and confirm or cancel end it.
 
     python -m examples.order --port 8081 --database sqlite:///order.db
 """
@@ -10,6 +11,7 @@ an order that is no longer `confirming`, and fails.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from fastapi import APIRouter, FastAPI, HTTPException
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, MetaData, String, Table, insert, select, update
@@ -53,25 +55,14 @@ pages = APIRouter()
 
 @branches.post("/order-create")
 async def create(line: OrderLine, branch: Branch, database: Database) -> dict[str, Passage]:
-    async def work(connection: AsyncConnection) -> None:
-        created = await connection.execute(insert(orders).values(tx_id=line.tx_id, status=CONFIRMING, total=TOTAL))
-        assert created.inserted_primary_key is not None, "an insert of one row has a key"
-        order_id = created.inserted_primary_key.id
-        await connection.execute(
-            insert(order_products).values(order_id=order_id, product_id=line.id, quantity=line.quantity, price=PRICE)
-        )
-
     async with database.begin() as connection:
-        return {"barrier": await branch.barrier.call(connection, work)}
+        return {"barrier": await branch.barrier.call(connection, partial(_create, line))}
 
 
 @branches.post("/order-create-compensate")
 async def create_compensate(line: OrderLine, branch: Branch, database: Database) -> dict[str, Passage]:
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(update(orders).where(orders.c.tx_id == line.tx_id).values(status=NOT_CONFIRMED))
-
     async with database.begin() as connection:
-        return {"barrier": await branch.barrier.call(connection, work)}
+        return {"barrier": await branch.barrier.call(connection, partial(_end, line, NOT_CONFIRMED))}
 
 
 @branches.post("/order-confirm")
@@ -84,6 +75,38 @@ async def confirm(line: OrderLine, branch: Branch, database: Database) -> dict[s
 
     async with database.begin() as connection:
         return {"barrier": await branch.barrier.call(connection, work)}
+
+
+@branches.post("/order-create-try")
+async def create_try(line: OrderLine, branch: Branch, database: Database) -> dict[str, Passage]:
+    async with database.begin() as connection:
+        return {"barrier": await branch.barrier.call(connection, partial(_create, line))}
+
+
+@branches.post("/order-create-confirm")
+async def create_confirm(line: OrderLine, branch: Branch, database: Database) -> dict[str, Passage]:
+    # Cannot fail: the try has made the order, and only a cancel could have ended it.
+    async with database.begin() as connection:
+        return {"barrier": await branch.barrier.call(connection, partial(_end, line, CONFIRMED))}
+
+
+@branches.post("/order-create-cancel")
+async def create_cancel(line: OrderLine, branch: Branch, database: Database) -> dict[str, Passage]:
+    async with database.begin() as connection:
+        return {"barrier": await branch.barrier.call(connection, partial(_end, line, NOT_CONFIRMED))}
+
+
+async def _create(line: OrderLine, connection: AsyncConnection) -> None:
+    created = await connection.execute(insert(orders).values(tx_id=line.tx_id, status=CONFIRMING, total=TOTAL))
+    assert created.inserted_primary_key is not None, "an insert of one row has a key"
+    order_id = created.inserted_primary_key.id
+    await connection.execute(
+        insert(order_products).values(order_id=order_id, product_id=line.id, quantity=line.quantity, price=PRICE)
+    )
+
+
+async def _end(line: OrderLine, status: str, connection: AsyncConnection) -> None:
+    await connection.execute(update(orders).where(orders.c.tx_id == line.tx_id).values(status=status))
 
 
 @pages.get("/orders/{tx_id}")

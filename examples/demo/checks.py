@@ -60,6 +60,10 @@ def stock_is(shop: Shop, product: int, *, before: int, expected: int) -> Check:
     return Check(what=f"stock of product {product}, {before} before", expected=expected, found=shop.stock(product))
 
 
+def nothing_is_frozen(shop: Shop, product: int) -> Check:
+    return Check(what=f"frozen of product {product}", expected=0, found=shop.frozen(product))
+
+
 def calls_of_deduct(shop: Shop, gid: str, *, at_least: int) -> Check:
     """How often the storage service was asked to deduct; the stock shows how often it did."""
     calls = shop.ask("storage", "GET", f"/demo/calls/{gid}").json()
@@ -69,6 +73,8 @@ def calls_of_deduct(shop: Shop, gid: str, *, at_least: int) -> Check:
 
 def nothing_is_left(shop: Shop) -> Check:
     left = [
-        found.gid for status in (Status.SUBMITTED, Status.ABORTING) for found in shop.coordinator.list(status=status)
+        found.gid
+        for status in (Status.PREPARED, Status.SUBMITTED, Status.ABORTING)
+        for found in shop.coordinator.list(status=status)
     ]
     return Check(what="transactions that have not ended", expected=0, found=len(left))

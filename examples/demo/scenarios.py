@@ -1,4 +1,4 @@
-"""The four orders of the demo."""
+"""The orders of the demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from examples.demo.checks import (
     answered,
     calls_of_deduct,
     coordinator_says,
+    nothing_is_frozen,
     order_is,
     stock_is,
 )
@@ -25,11 +26,13 @@ from txcoord_sdk import Status
 QUANTITY = 20
 
 PLENTY = 3
-"""A product of which there is enough for three orders."""
+"""A product of which there is enough for four orders."""
 SCARCE = 8
 
 DEDUCT = "02"
 """The branch of the saga that takes the goods."""
+
+TCC_PATH = "/orders?pattern=tcc"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,18 +57,19 @@ class Scenario:
 class Customer:
     """Somebody who sends an order to the BFF and waits for the answer, in a thread of its own."""
 
-    def __init__(self, shop: Shop, story: Story, product: int) -> None:
+    def __init__(self, shop: Shop, story: Story, product: int, *, path: str = "/orders") -> None:
         self._shop = shop
         self._story = story
+        self._path = path
         self._body = {"id": product, "quantity": QUANTITY}
         self._answer: httpx.Response | DemoError | None = None
-        story.note("customer", f"POST /orders: {QUANTITY} of product {product}", style="bold")
+        story.note("customer", f"POST {path}: {QUANTITY} of product {product}", style="bold")
         self._thread = threading.Thread(target=self._order, daemon=True)
         self._thread.start()
 
     def _order(self) -> None:
         try:
-            self._answer = self._shop.ask("bff", "POST", "/orders", self._body)
+            self._answer = self._shop.ask("bff", "POST", self._path, self._body)
         except DemoError as error:
             self._answer = error
             return
@@ -94,12 +98,25 @@ def stock_is_lacking(shop: Shop) -> Story:
     story = Story()
     before = shop.stock(SCARCE)
     answer = Customer(shop, story, SCARCE).wait()
-    story.checks += [
-        answered(answer.status_code, expected=409),
-        coordinator_says(shop, story.gid, Status.FAILED),
-        order_is(shop, story.gid, NOT_CONFIRMED, product=SCARCE, quantity=QUANTITY),
-        stock_is(shop, SCARCE, before=before, expected=before),
-    ]
+    _must_be_undone(shop, story, answer, before=before)
+    return story
+
+
+def it_succeeds_in_two_phases(shop: Shop) -> Story:
+    story = Story()
+    before = shop.stock(PLENTY)
+    answer = Customer(shop, story, PLENTY, path=TCC_PATH).wait()
+    _must_be_done(shop, story, answer, before=before)
+    story.checks.append(nothing_is_frozen(shop, PLENTY))
+    return story
+
+
+def stock_is_lacking_in_two_phases(shop: Shop) -> Story:
+    story = Story()
+    before = shop.stock(SCARCE)
+    answer = Customer(shop, story, SCARCE, path=TCC_PATH).wait()
+    _must_be_undone(shop, story, answer, before=before)
+    story.checks.append(nothing_is_frozen(shop, SCARCE))
     return story
 
 
@@ -147,6 +164,15 @@ def _must_be_done(shop: Shop, story: Story, answer: httpx.Response, *, before: i
     ]
 
 
+def _must_be_undone(shop: Shop, story: Story, answer: httpx.Response, *, before: int) -> None:
+    story.checks += [
+        answered(answer.status_code, expected=409),
+        coordinator_says(shop, story.gid, Status.FAILED),
+        order_is(shop, story.gid, NOT_CONFIRMED, product=SCARCE, quantity=QUANTITY),
+        stock_is(shop, SCARCE, before=before, expected=before),
+    ]
+
+
 def _gids(shop: Shop) -> Sequence[str]:
     return [found.gid for found in shop.coordinator.list()]
 
@@ -172,5 +198,17 @@ SCENARIOS = (
         about="It dies when the goods are taken and it has not heard of it. It starts again and calls once more: "
         "the barrier sees that this has been done.",
         run=coordinator_is_killed,
+    ),
+    Scenario(
+        title="an order in two phases (TCC)",
+        about="The BFF has the order created and the goods frozen by two tries, which the coordinator does not see. "
+        "Then it submits, and the coordinator calls the confirms.",
+        run=it_succeeds_in_two_phases,
+    ),
+    Scenario(
+        title="an order in two phases that lacks stock",
+        about="The storage service refuses to freeze more than is free. The BFF aborts, and the coordinator calls "
+        "the cancels, also that of the try which froze nothing: the barrier knows.",
+        run=stock_is_lacking_in_two_phases,
     ),
 )

@@ -165,6 +165,10 @@ class Shop:
         [(inventory,)] = self.rows("storage", "select inventory from storages where id = ?", product)
         return int(inventory)
 
+    def frozen(self, product: int) -> int:
+        [(frozen,)] = self.rows("storage", "select frozen_inventory from storages where id = ?", product)
+        return int(frozen)
+
 
 def _environment() -> dict[str, str]:
     # Settings of a coordinator that the user runs are not the demo's.

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from rich.text import Text
 
-from txcoord_sdk import Attempt, Branch, Outcome, Status, Transaction
+from txcoord_sdk import Attempt, Branch, Outcome, Pattern, Status, Transaction
 from txcoord_sdk.barrier import Passage
 
 WIDTH = 100
@@ -20,6 +20,7 @@ _STYLES = {
     Outcome.FAILURE: "red",
     Outcome.ONGOING: "cyan",
     Outcome.UNKNOWN: "yellow",
+    Status.PREPARED: "bold",
     Status.SUBMITTED: "bold",
     Status.ABORTING: "bold red",
     Status.SUCCEEDED: "bold green",
@@ -27,6 +28,7 @@ _STYLES = {
 }
 
 _MEANINGS = {
+    Status.PREPARED: "open, and on disk: now the tries",
     Status.SUBMITTED: "accepted, and on disk",
     Status.ABORTING: "it turns round, and undoes what was done",
     Status.SUCCEEDED: "all is done",
@@ -100,8 +102,9 @@ def lines(
 
 
 def _statuses(transaction: Transaction, turned_round_at: datetime | None) -> Iterator[Event]:
+    opened = Status.PREPARED if transaction.pattern is Pattern.TCC else Status.SUBMITTED
     moments = {
-        Status.SUBMITTED: transaction.created_at,
+        opened: transaction.created_at,
         Status.ABORTING: turned_round_at,
         Status.SUCCEEDED: transaction.succeeded_at,
         Status.FAILED: transaction.failed_at,

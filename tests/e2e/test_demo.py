@@ -60,7 +60,7 @@ def wait_until_gone(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def test_all_four_orders_end_as_they_must(tmp_path: Path) -> None:
+def test_all_orders_end_as_they_must(tmp_path: Path) -> None:
     log, folder = tmp_path / "log", tmp_path / "kept"
 
     with running_demo(log, "--keep", folder) as process:
@@ -80,6 +80,11 @@ def test_all_four_orders_end_as_they_must(tmp_path: Path) -> None:
     after_the_kill = shown[shown.index("the coordinator is killed (SIGKILL)") :]
     assert re.search(r"/deduct +success 200 .* skipped: done before\n", after_the_kill)
     assert "stock of product 3, 68 before: 48" in shown
+    in_two_phases = shown[shown.index("an order in two phases (TCC)") :]
+    assert re.search(r"storage +confirm +/deduct-confirm +success 200 .* done\n", in_two_phases)
+    assert "stock of product 3, 48 before: 28" in in_two_phases
+    assert re.search(r"storage +cancel +/deduct-cancel +success 200 .* nothing to undo\n", in_two_phases)
+    assert re.search(r"order +cancel +/order-create-cancel +success 200 .* done\n", in_two_phases)
     assert max(map(len, shown.splitlines())) <= 100 + len(str(folder))
     assert {"coordinator.db", "order.db", "storage.db", "coordinator.log"} <= {path.name for path in folder.iterdir()}
     assert processes_of(folder) == []

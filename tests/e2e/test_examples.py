@@ -31,6 +31,17 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+def operation_at(path: str) -> tuple[str, str]:
+    """The pattern and the op that an endpoint is for."""
+    match path.split("-"):
+        case [*_, "compensate"]:
+            return "saga", "compensate"
+        case ["/order", "create", "try" | "confirm" | "cancel" as op] | ["/deduct", "try" | "confirm" | "cancel" as op]:
+            return "tcc", op
+        case _:
+            return "saga", "action"
+
+
 class Services:
     """Order and storage service in this process, called as a coordinator calls them."""
 
@@ -40,8 +51,8 @@ class Services:
     async def call(
         self, path: str, *, gid: str = GID, branch_id: str = "01", product: int = 3, quantity: int = 20
     ) -> httpx.Response:
-        op = "compensate" if path.endswith("-compensate") else "action"
-        query = {"gid": gid, "trans_type": "saga", "branch_id": branch_id, "op": op}
+        trans_type, op = operation_at(path)
+        query = {"gid": gid, "trans_type": trans_type, "branch_id": branch_id, "op": op}
         return await self.post(path, query, {"id": product, "quantity": quantity, "tx_id": gid})
 
     async def post(self, path: str, query: dict[str, str], body: dict[str, object]) -> httpx.Response:
@@ -55,7 +66,12 @@ class Services:
         return str(answer.json()["barrier"])
 
     async def stock(self, product: int) -> int:
-        return int((await self._clients["storage"].get(f"/storages/{product}")).json()["inventory"])
+        return (await self.goods(product))[0]
+
+    async def goods(self, product: int) -> tuple[int, int]:
+        """How many there are, and how many of them are frozen."""
+        found = (await self._clients["storage"].get(f"/storages/{product}")).json()
+        return found["inventory"], found["frozen_inventory"]
 
     async def order(self, gid: str = GID) -> dict[str, object]:
         answer = await self._clients["order"].get(f"/orders/{gid}")
@@ -151,7 +167,88 @@ async def test_customers_who_come_at_once_get_no_more_than_there_is(services: Se
     assert await services.stock(3) == 8
 
 
-@pytest.mark.parametrize("path", ["/order-create", "/order-create-compensate", "/order-confirm", "/deduct"])
+# -- the same in two phases --------------------------------------------------------------
+
+
+async def test_goods_are_frozen_by_a_try_and_taken_by_its_confirm(services: Services) -> None:
+    assert [await services.passage("/deduct-try") for _ in range(2)] == ["run", "duplicate"]
+    assert await services.goods(3) == (108, 20)
+
+    assert [await services.passage("/deduct-confirm") for _ in range(2)] == ["run", "duplicate"]
+    assert await services.goods(3) == (88, 0)
+
+
+async def test_frozen_goods_are_free_again_after_a_cancel(services: Services) -> None:
+    await services.passage("/deduct-try")
+
+    assert [await services.passage("/deduct-cancel") for _ in range(2)] == ["run", "duplicate"]
+    assert await services.goods(3) == (108, 0)
+
+
+async def test_a_try_makes_an_order_and_a_confirm_or_a_cancel_ends_it(services: Services) -> None:
+    for gid, end, status in (("g1", "confirm", "confirmed"), ("g2", "cancel", "not confirmed")):
+        assert await services.passage("/order-create-try", gid=gid) == "run"
+        assert (await services.order(gid))["status"] == "confirming"
+
+        assert [await services.passage(f"/order-create-{end}", gid=gid) for _ in range(2)] == ["run", "duplicate"]
+        assert (await services.order(gid))["status"] == status
+
+
+async def test_a_try_after_its_cancel_reserves_nothing(services: Services) -> None:
+    for path in ("/order-create", "/deduct"):
+        assert await services.passage(f"{path}-cancel") == "empty"
+        assert await services.passage(f"{path}-try") == "suspended"
+
+    assert await services.goods(3) == (108, 0)
+    with pytest.raises(AssertionError, match="there is no order g1"):
+        await services.order()
+
+
+@pytest.mark.parametrize("path", ["/deduct", "/deduct-try"])
+async def test_nobody_gets_what_is_frozen_for_another(services: Services, path: str) -> None:
+    await services.passage("/deduct-try", quantity=100)
+
+    refused = await services.call(path, gid="g2", quantity=9)
+    assert (refused.status_code, refused.json()["message"]) == (409, "no stock: there are not 9 of product 3")
+    assert await services.passage(path, gid="g3", quantity=8) == "run"
+
+    await services.passage("/deduct-confirm", quantity=100)
+    inventory, frozen = await services.goods(3)
+    assert inventory - frozen == 0
+
+
+async def test_what_a_try_refused_has_nothing_to_be_cancelled(services: Services) -> None:
+    assert (await services.call("/deduct-try", quantity=109)).status_code == 409
+
+    assert await services.passage("/deduct-cancel", quantity=109) == "empty"
+    assert await services.goods(3) == (108, 0)
+
+
+async def test_tries_that_come_at_once_freeze_no_more_than_there_is(services: Services) -> None:
+    tries = (services.call("/deduct-try" if n % 2 else "/deduct", gid=f"g{n}", quantity=20) for n in range(12))
+    answers = await asyncio.gather(*tries)
+
+    assert Counter(answer.status_code for answer in answers) == {200: 5, 409: 7}
+    inventory, frozen = await services.goods(3)
+    assert inventory - frozen == 8
+
+
+ENDPOINTS = [
+    "/order-create",
+    "/order-create-compensate",
+    "/order-confirm",
+    "/order-create-try",
+    "/order-create-confirm",
+    "/order-create-cancel",
+    "/deduct",
+    "/deduct-compensate",
+    "/deduct-try",
+    "/deduct-confirm",
+    "/deduct-cancel",
+]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
 async def test_a_call_that_is_no_branch_operation_is_refused(services: Services, path: str) -> None:
     answer = await services.post(path, {}, {"id": 3, "quantity": 20, "tx_id": GID})
 
@@ -168,7 +265,7 @@ async def test_a_second_start_finds_what_is_there(kind: str, make_database: Call
         await first.post("/deduct", params=query, json={"id": 3, "quantity": 20, "tx_id": GID})
 
         async with client_of(make_storage_service(url)) as second:
-            assert (await second.get("/storages/3")).json() == {"id": 3, "inventory": 88}
+            assert (await second.get("/storages/3")).json() == {"id": 3, "inventory": 88, "frozen_inventory": 0}
             assert (await second.get("/healthz")).status_code == 200
 
 
@@ -228,6 +325,36 @@ def test_the_bff_tells_why_an_order_failed_and_how_it_stands(shop: Shop) -> None
     ]
 
 
+def test_an_order_in_two_phases_is_confirmed_everywhere(shop: Shop) -> None:
+    before = shop.stock(8)
+
+    answer = shop.ask("bff", "POST", "/orders?pattern=tcc", {"id": 8, "quantity": 2})
+
+    gid = answer.json()["gid"]
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeed")
+    assert shop.rows("order", "select status from orders where tx_id = ?", gid) == [("confirmed",)]
+    assert (shop.stock(8), shop.frozen(8)) == (before - 2, 0)
+    branches = shop.ask("bff", "GET", f"/orders/{gid}").json()["branches"]
+    assert [(branch["branch_id"], branch["op"], branch["status"]) for branch in branches] == [
+        ("01", "cancel", "prepared"),
+        ("01", "confirm", "succeed"),
+        ("02", "cancel", "prepared"),
+        ("02", "confirm", "succeed"),
+    ]
+
+
+def test_an_order_in_two_phases_that_lacks_stock_is_cancelled_everywhere(shop: Shop) -> None:
+    before = shop.stock(8)
+
+    answer = shop.ask("bff", "POST", "/orders?pattern=tcc", {"id": 8, "quantity": 11})
+
+    told = answer.json()
+    assert (answer.status_code, told["status"]) == (409, "failed")
+    assert "no stock: there are not 11 of product 8" in told["reason"]
+    assert shop.rows("order", "select status from orders where tx_id = ?", told["gid"]) == [("not confirmed",)]
+    assert (shop.stock(8), shop.frozen(8)) == (before, 0)
+
+
 def test_the_bff_answers_202_for_an_order_that_takes_longer_than_it_waits(shop: Shop) -> None:
     shop.ask("storage", "POST", "/demo/hold")
     app = make_bff(
@@ -253,6 +380,7 @@ def test_an_order_that_makes_no_sense_opens_no_saga(shop: Shop, body: dict[str, 
     before = [found.gid for found in shop.coordinator.list()]
 
     assert shop.ask("bff", "POST", "/orders", body).status_code == 422
+    assert shop.ask("bff", "POST", "/orders?pattern=xyz", {"id": 3, "quantity": 1}).status_code == 422
 
     assert [found.gid for found in shop.coordinator.list()] == before
 
@@ -263,12 +391,13 @@ def test_an_order_that_nobody_made_is_not_found(shop: Shop) -> None:
     assert shop.ask("storage", "GET", "/storages/99").status_code == 404
 
 
-async def test_the_bff_gives_the_gid_when_no_coordinator_answers() -> None:
+@pytest.mark.parametrize("pattern", ["saga", "tcc"])
+async def test_the_bff_gives_the_gid_when_no_coordinator_answers(pattern: str) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     app = make_bff(coordinator=nobody, order_url=nobody, storage_url=nobody)
 
     async with client_of(app) as client:
-        answer = await client.post("/orders", json={"id": 3, "quantity": 20})
+        answer = await client.post(f"/orders?pattern={pattern}", json={"id": 3, "quantity": 20})
 
     assert answer.status_code == 503
     assert answer.headers["location"] == f"/orders/{answer.json()['gid']}"
