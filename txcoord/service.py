@@ -140,7 +140,10 @@ class Service:
             check_gid(request.gid)
             raise InvalidRequestError("a saga is not prepared: send it whole to submit")
         tx = self._build_tcc(request, Status.PREPARED)
-        if self._engine.find_live(tx.gid) is None and await self._engine.create(tx, wait=False) is not None:
+        live = self._engine.find_live(tx.gid)
+        if live is not None:
+            await self._engine.wait_until_created(live)
+        elif await self._engine.create(tx, wait=False) is not None:
             return
         stored = await self.query(tx.gid)
         if stored is None:

@@ -72,7 +72,9 @@ class Advancer:
             if live.ended:
                 self._record_ended(live)
             if live.requests:
+                # Again until there are none: those that came meanwhile must not wait for a call.
                 await self._carry_out(live)
+                continue
             now_us = self._clock.now_us()
             decision = decide(live.tx, now_us, live.in_flight)
             match decision:
@@ -113,25 +115,26 @@ class Advancer:
 
     async def _carry_out(self, live: LiveTransaction) -> None:
         """Make the changes that callers asked for, with one write for all of them."""
-        requests, live.requests = live.requests, []
         before, now_us = live.tx, self._clock.now_us()
         tx, done = before, []
-        for request in requests:
-            try:
-                tx = request.change(tx, now_us)
-            except TxcoordError as error:
-                request.fail(error)
-            else:
-                done.append(request)
-        if tx is not before:
-            try:
+        requests, live.requests = live.requests, []
+        try:
+            for request in requests:
+                try:
+                    tx = request.change(tx, now_us)
+                except TxcoordError as error:
+                    request.fail(error)
+                else:
+                    done.append(request)
+            if tx is not before:
                 await self._save(live, tx, with_definition=tx.branches is not before.branches)
-            except Exception as error:
-                for request in done:
-                    request.fail(NotOursError(f"{tx.gid} was taken over: {error}"))
-                raise
-            if tx.status is not before.status:
-                note_status(tx, live.epoch)
+        except BaseException as error:
+            # Cancelled, too: whoever asked for it must not wait for a task that is gone.
+            for request in requests:
+                request.fail(NotOursError(f"{before.gid} has left this process's memory: {error}"))
+            raise
+        if tx.status is not before.status:
+            note_status(tx, live.epoch)
         for request in done:
             if not request.answer.done():
                 request.answer.set_result(tx)

@@ -280,7 +280,8 @@ class Engine:
             return await pass_ended
         finally:
             timer.cancel()
-            pass_ended.cancel()
+            if not pass_ended.cancel() and not pass_ended.cancelled():
+                pass_ended.exception()  # told to nobody: the change itself has failed, or its caller has gone
 
     async def _claim(self, gid: str) -> LiveTransaction | None:
         """Make a prepared transaction live here; None if it is not prepared (or not there)."""
@@ -404,8 +405,6 @@ class Engine:
             for call in live.calls:
                 call.cancel()
             self._end(live)
-            for request in live.requests:
-                request.fail(NotOursError(f"{gid} has just left this process's memory"))
             if error is not None:
                 live.fail_waiters(StoreUnavailableError(f"driving {gid} was interrupted ({error}): query it"))
             if due_us is not None:
@@ -414,6 +413,8 @@ class Engine:
     def _end(self, live: LiveTransaction) -> None:
         if self._live.get(live.tx.gid) is live:
             del self._live[live.tx.gid]
+        for request in live.requests:
+            request.fail(NotOursError(f"{live.tx.gid} has just left this process's memory"))
         if live.is_recovered:
             live.is_recovered = False
             self._recovering -= 1
