@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Self
@@ -26,6 +27,13 @@ class Received:
     headers: dict[str, str]
     body: bytes
 
+    @property
+    def gid(self) -> str | None:
+        if "method" not in self.query:
+            return self.query.get("gid")
+        gid: str = json.loads(self.body)["params"]["gid"]
+        return gid
+
 
 Answer = tuple[int, str]
 
@@ -40,6 +48,8 @@ def failure(reason: str) -> Answer:
 
 class Participant:
     """Answers SUCCESS, unless the next answers of a path have been set with `script`."""
+
+    usual = SUCCESS
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -64,7 +74,7 @@ class Participant:
 
     def calls(self, gid: str) -> list[str]:
         """The paths called for a transaction, in order."""
-        return [call.path for call in self.received if call.query.get("gid") == gid]
+        return [call.path for call in self.received if call.gid == gid]
 
     async def called(self, path: str, gid: str, *, times: int = 1) -> None:
         """Wait until a path has been called for a transaction."""
@@ -99,5 +109,5 @@ class Participant:
             self._arrived.notify_all()
         if path in self._gates:
             await self._gates[path].wait()
-        status, body = self._scripts[path].popleft() if self._scripts[path] else SUCCESS
+        status, body = self._scripts[path].popleft() if self._scripts[path] else self.usual
         return Response(body, status_code=status, media_type="application/json")

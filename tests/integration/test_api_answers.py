@@ -40,7 +40,7 @@ from txcoord.model import (
     Pattern,
     Status,
 )
-from txcoord.request import SubmitResult, TransRequest
+from txcoord.request import BranchRegistration, SubmitResult, TransRequest
 from txcoord.service import Service
 from txcoord.store.base import ListQuery, Stored
 
@@ -77,6 +77,9 @@ class FakeService(Service):
 
     async def prepare(self, request: TransRequest) -> None:
         self._note(request)
+
+    async def register_branch(self, branch: BranchRegistration) -> None:
+        self._note(branch)
 
     async def force_stop(self, gid: str) -> None:
         self._note(gid)
