@@ -111,7 +111,11 @@ def _statuses(transaction: Transaction, turned_round_at: datetime | None) -> Ite
     }
     for status, at in moments.items():
         if at is not None:
-            yield Event(at=at, who="coordinator", text=f"{status}: {_MEANINGS[status]}", style=_STYLES[status])
+            text = f"{status}: {_MEANINGS[status]}"
+            if status is Status.ABORTING and transaction.pattern is Pattern.TCC:
+                # What went wrong is a try, which is not among the coordinator's calls.
+                text += f", for {transaction.reason}"
+            yield Event(at=at, who="coordinator", text=text, style=_STYLES[status])
 
 
 def _header() -> Text:
