@@ -18,7 +18,9 @@ def record_call(
     """Return the operation as it stands after `attempt`."""
     attempts = (*op.attempts, attempt)[-attempts_kept:]
     if attempt.outcome is Outcome.SUCCESS:
-        return op.replace(status=OpStatus.SUCCEEDED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
+        return op.replace(
+            status=OpStatus.SUCCEEDED, failures=0, refusals=0, due_us=0, finished_us=now_us, attempts=attempts
+        )
     if attempt.outcome is Outcome.FAILURE and op.op in MAY_FAIL:
         return op.replace(status=OpStatus.FAILED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
     if attempt.outcome is Outcome.ONGOING:
