@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from itertools import count
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -28,6 +29,7 @@ from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
     TransactionFailedError,
+    TransactionNotFoundError,
     TryFailedError,
     TxcoordSdkError,
 )
@@ -73,7 +75,8 @@ class TccRules:
         self._wait_result = wait_result
         self._parent_id = parent_id
         self._stage = _Stage.NEW
-        self._children = 0
+        # Counted by `next`, which threads cannot come between.
+        self._numbers = count(1)
         self._open: dict[str, TxcoordSdkError] = {}
         """Branches whose try is not known to have succeeded, with what is to be said of it."""
 
@@ -84,7 +87,7 @@ class TccRules:
 
     def __repr__(self) -> str:
         within = f" within branch {self._parent_id}" if self.is_nested else ""
-        return f"tcc {self.gid}{within}: {self._stage.value}, {self._children} branches"
+        return f"tcc {self.gid}{within}: {self._stage.value}"
 
     # -- steps -------------------------------------------------------------------------
 
@@ -126,6 +129,8 @@ class TccRules:
         body = self._body(**self._options, **({"wait_result": True} if self._wait_result else {}))
         try:
             yield from self._rules.submit_prepared(self.gid, body, wait_result=self._wait_result)
+        except TransactionNotFoundError:
+            raise
         except (CoordinatorUnreachableError, RequestRefusedError) as error:
             raise type(error)(error.gid, error.status, f"{error.reason}; {_UNDONE_LATER}") from error
 
@@ -146,11 +151,11 @@ class TccRules:
     # -- the parts they are made of ------------------------------------------------------
 
     def _next_branch_id(self) -> str:
-        if self._children == MAX_CHILDREN:
+        number = next(self._numbers)
+        if number > MAX_CHILDREN:
             where = f"branch {self._parent_id} of {self.gid}" if self.is_nested else f"tcc {self.gid}"
             raise ValueError(f"{where} has {MAX_CHILDREN} branches, which is the most")
-        self._children += 1
-        return self._parent_id + branch_id_of(self._children - 1)
+        return self._parent_id + branch_id_of(number - 1)
 
     def _try(self, branch_id: str, url: str, body: bytes) -> Flow[TryAnswer]:
         if not url:
