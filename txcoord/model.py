@@ -151,5 +151,13 @@ class GlobalTransaction(Struct, frozen=True, kw_only=True):
     rollback_reason: str = ""
     result: str = ""
 
+    def updated_at(self, now_us: int) -> int:
+        """Return `now_us` as an `updated_us` for the next version: later than this one's, whatever the clock says.
+
+        Versions of one transaction are told apart by it, so that a write which the network
+        delivers late cannot undo a later one.
+        """
+        return max(now_us, self.updated_us + 1)
+
     def replace(self, **changes: object) -> GlobalTransaction:
         return replace(self, **changes)

@@ -27,7 +27,7 @@ def moved(tx: GlobalTransaction, move: MoveTo, now_us: int) -> GlobalTransaction
         status=move.status,
         branches=branches,
         rollback_reason=move.reason or tx.rollback_reason,
-        updated_us=now_us,
+        updated_us=tx.updated_at(now_us),
         finished_us=now_us if move.status.is_final else None,
         due_us=None,
     )

@@ -196,10 +196,13 @@ class Service:
         before = await self._store.force_stop(check_gid(gid), now_us=now_us, reason=FORCE_STOPPED)
         if before is None:
             raise TransactionNotFoundError(gid)
+        # Raised by each forced stop, so also by an earlier one whose answer was lost.
+        await self._engine.stop_live(
+            gid, FORCE_STOPPED, below_epoch=before.epoch if before.tx.status.is_final else before.epoch + 1
+        )
         if before.tx.status.is_final:
             raise StatusConflictError(gid, status=before.tx.status, wanted="force stop", pattern=before.tx.pattern)
         log.warning("force stop", gid=gid, was=before.tx.status, epoch=before.epoch)
-        await self._engine.stop_live(gid, FORCE_STOPPED)
 
     async def reset_next_cron_time(self, gid: str) -> None:
         """Make one transaction due now, whatever delay it was in.
@@ -229,7 +232,7 @@ class Service:
         """One transaction with its branches; a live one as it stands in memory, attempts included."""
         stored = await self._store.find(gid)
         live = self._engine.find_live(gid)
-        if stored is None or live is None or live.epoch != stored.epoch:
+        if stored is None or live is None or live.epoch != stored.epoch or not live.is_durable:
             return stored
         return Stored(id=stored.id, tx=live.tx, owner=stored.owner, epoch=stored.epoch)
 
@@ -250,6 +253,8 @@ class Service:
         """
         if self._engine.is_draining:
             raise OverloadedError("draining: this coordinator is stopping")
+        if not self._engine.has_lease:
+            raise StoreUnavailableError("this coordinator lost its lease and is joining again")
         await self._store.ping()
 
     def _check_offered(self, trans_type: str) -> None:

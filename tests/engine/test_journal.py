@@ -62,6 +62,7 @@ async def journal(store: FakeStore, losses: list[str]) -> AsyncIterator[Journal]
         settings=EngineSettings(max_batch=3, lazy_write_s=LAZY_S),
         clock=VirtualClock(),
         on_lease_lost=lambda: losses.append("lost"),
+        on_superseded=lambda gid, epoch: losses.append(f"{gid} {epoch}"),
     )
     flusher = asyncio.create_task(journal.run())
     yield journal

@@ -252,7 +252,7 @@ async def test_a_drive_that_is_cancelled_before_it_began_leaves_nothing_behind(c
     await taken.wait()
     assert node.engine.live_count == 1
 
-    await node.engine.stop_live("g1", "stopped")
+    await node.engine.stop_live("g1", "stopped", below_epoch=3)
 
     assert node.engine.live_count == 0
     assert cluster.calls() == ["01 action"]

@@ -164,7 +164,9 @@ class Advancer:
     async def _park(self, live: LiveTransaction, due_us: int) -> int:
         """Give it up until it is due. Who waits is told after that, so that whoever then
         makes it due at once finds it parked."""
-        await self._save(live, live.tx.replace(due_us=due_us, updated_us=self._clock.now_us()), park=True)
+        await self._save(
+            live, live.tx.replace(due_us=due_us, updated_us=live.tx.updated_at(self._clock.now_us())), park=True
+        )
         metrics.PARKED.inc()
         live.end_pass(_what_it_waits_for(live.tx))
         return due_us
@@ -190,6 +192,9 @@ class Advancer:
                 },
             )
             tx = live.tx
+        if not to_call:
+            await asyncio.sleep(0)  # a long saga without URLs must not keep everybody else waiting
+            return
         if len(to_call) == 1 and not live.in_flight and self._ends_before_deadline(tx):
             # The common case needs no task of its own: nothing else can happen meanwhile.
             [position] = to_call
@@ -300,7 +305,7 @@ class Advancer:
         for position, op in changed.items():
             branches[position] = op
         live.has_unsaved_results = True
-        live.tx = live.tx.replace(branches=tuple(branches), updated_us=self._clock.now_us())
+        live.tx = live.tx.replace(branches=tuple(branches), updated_us=live.tx.updated_at(self._clock.now_us()))
 
 
 def note_status(tx: GlobalTransaction, epoch: int) -> None:

@@ -1,9 +1,7 @@
-"""The engine: owns the live transactions of one process, and the process's lease.
+"""The engine: the live transactions of one process, each with a task that drives it.
 
-Three tasks run beside the drive tasks: the journal's flusher; the *keeper*, which renews
-the node's lease and parks what dead nodes left; and *recovery*, which takes over parked
-transactions when they are due. A crash is thus no special case: what a dead process owned
-becomes parked and due, and is taken over like anything else.
+Beside these run the journal's flusher, the loops of `Ownership` (the process's lease, and
+what dead nodes left) and those of `Recovery` (parked transactions that are due).
 """
 
 from __future__ import annotations
@@ -16,20 +14,20 @@ from typing import cast
 from txcoord import metrics
 from txcoord.dispatch.base import Dispatcher
 from txcoord.engine.advance import Advancer, NotOursError, note_status
-from txcoord.engine.clock import Clock, SystemClock, sleep_until
+from txcoord.engine.clock import Clock, SystemClock
 from txcoord.engine.journal import ChangeRefusedError, Journal
 from txcoord.engine.live import ChangeRequest, LiveTransaction
+from txcoord.engine.ownership import RETRY_S, Ownership
+from txcoord.engine.recovery import Recovery
 from txcoord.engine.settings import EngineSettings
 from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError, TransactionNotFoundError
 from txcoord.logs import get_logger
-from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction, Status
+from txcoord.model import AT_ONCE, GlobalTransaction, Status
 from txcoord.request import SubmitResult
-from txcoord.store.base import Applied, Change, Create, Owned, Store
+from txcoord.store.base import Applied, Create, Owned, Store
 
 log = get_logger()
 
-_RELEASE_BATCH = 1000
-_RETRY_S = 0.5
 _MOST_MOVES = 8
 """How often to run after a transaction that changes hands before giving up."""
 
@@ -51,13 +49,39 @@ class Engine:
         random: Random | None = None,
     ) -> None:
         self._store = store
-        self._dispatcher = dispatcher
         self._settings = settings
-        self._node_name = node_name
         self._clock = clock or SystemClock()
         # Seeded by the system once: tokens and jitter need to differ, not to be secret.
         self._random = random or Random(SystemRandom().getrandbits(256))
-        self._journal = Journal(self._apply, settings=settings, clock=self._clock, on_lease_lost=self._lose_lease)
+        self._live: dict[str, LiveTransaction] = {}
+        self._none_live = asyncio.Event()
+        self._none_live.set()
+        self._parking: dict[str, asyncio.Future[Applied]] = {}
+        """Creations beyond `max_live` that are on their way."""
+        self._background: list[asyncio.Task[None]] = []
+        self._ownership = Ownership(
+            store,
+            name=node_name,
+            settings=settings,
+            clock=self._clock,
+            drop_everything=self._drop_everything,
+            on_released=lambda: self._recovery.look(),
+        )
+        self._recovery = Recovery(
+            store,
+            self._ownership,
+            settings=settings,
+            clock=self._clock,
+            live=self._live,
+            resume=self._resume,
+        )
+        self._journal = Journal(
+            self._ownership.apply,
+            settings=settings,
+            clock=self._clock,
+            on_lease_lost=self._ownership.lose,
+            on_superseded=self._note_superseded,
+        )
         self._advancer = Advancer(
             journal=self._journal,
             dispatcher=dispatcher,
@@ -65,32 +89,18 @@ class Engine:
             clock=self._clock,
             random=Random(self._random.getrandbits(64)),
         )
-        self._live: dict[str, LiveTransaction] = {}
-        self._recovering = 0
-        self._node_id = 0
-        self._background: list[asyncio.Task[None]] = []
-        self._look_for_due = asyncio.Event()
-        self._next_due_us: int | None = None
-        # Not for one at a time: a take-over costs two statements, however many it takes.
-        self._enough_room = max(1, min(settings.take_over_batch, settings.max_recovering // 2, settings.max_live // 2))
-        self._waits_for_room = False
-        """Recovery found no room for what is due, and is to be woken when there is."""
-        self._parking: dict[str, asyncio.Future[Applied]] = {}
-        """Creations beyond `max_live` that are on their way."""
-        self._must_reconcile = False
-        self._taking_over = asyncio.Lock()
-        """Held from a take-over in the store until its transactions are live here."""
-        self._lease_is_lost = False
-        self._wake_keeper = asyncio.Event()
-        self._none_live = asyncio.Event()
-        self._none_live.set()
 
     # -- life ------------------------------------------------------------------------
 
     @property
     def node_id(self) -> int:
         """This process's id among the nodes; another one after a lost lease."""
-        return self._node_id
+        return self._ownership.node_id
+
+    @property
+    def has_lease(self) -> bool:
+        """False from a lost lease until the process has joined again: it can take no work then."""
+        return not self._ownership.is_lost
 
     @property
     def is_draining(self) -> bool:
@@ -106,19 +116,22 @@ class Engine:
         Raises:
             StoreUnavailableError: the store cannot be reached.
         """
-        self._node_id = await self._store.join(name=self._node_name, lease_s=self._settings.lease_s)
-        self._background = [
-            asyncio.create_task(_for_ever(self._journal.run), name="journal"),
-            asyncio.create_task(_for_ever(self._keep_lease), name="keeper"),
-            asyncio.create_task(_for_ever(self._recover), name="recovery"),
-        ]
+        await self._ownership.join()
+        loops = {
+            "journal": self._journal.run,
+            "lease": self._ownership.keep_lease,
+            "release of the dead": self._ownership.release_dead,
+            "recovery": self._recovery.run,
+            "reconciliation": self._recovery.reconcile,
+        }
+        self._background = [asyncio.create_task(_for_ever(loop), name=name) for name, loop in loops.items()]
 
     def begin_drain(self) -> None:
         """Take no more work; end the calls under way, begin no others."""
         if self._advancer.is_draining:
             return
-        self._advancer.is_draining = True
-        log.info("draining", node=self._node_id, live=len(self._live))
+        self._advancer.is_draining = self._recovery.is_draining = True
+        log.info("draining", node=self.node_id, live=len(self._live))
         for live in self._live.values():
             live.wake.set()
 
@@ -130,15 +143,12 @@ class Engine:
                 await self._none_live.wait()
                 await self._journal.drained()
         except TimeoutError:
-            log.warning("drain ended early", node=self._node_id, live=len(self._live))
+            log.warning("drain ended early", node=self.node_id, live=len(self._live))
         await self._cancel_all_live(OverloadedError("the coordinator is stopping: query the gid elsewhere"))
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        try:
-            await self._store.leave(self._node_id, now_us=self._clock.now_us())
-        except StoreUnavailableError as error:
-            log.warning("could not leave: the lease will run out", node=self._node_id, error=str(error))
+        await self._ownership.leave()
 
     # -- what the service asks for ---------------------------------------------------
 
@@ -164,20 +174,23 @@ class Engine:
         """
         if self._advancer.is_draining:
             raise OverloadedError("this coordinator is stopping: submit again, to another one or a little later")
-        if not self._journal.store_is_available and len(self._live) >= self._settings.max_live:
+        is_full = len(self._live) >= self._settings.max_live
+        if is_full and not self._journal.store_is_available:
             raise StoreUnavailableError(f"the store is away and the queue is full: {tx.gid} was not accepted")
         if tx.gid in self._parking:
             await self._created(self._parking[tx.gid], tx.gid)
             return None
         create = Create(tx=tx, token=self._random.getrandbits(62) + 1)
-        if len(self._live) >= self._settings.max_live:
+        # What waits in the store for room comes first: new ones queue behind it.
+        if is_full or self._recovery.is_owed_room:
             return await self._create_parked(create, wait=wait)
         live = LiveTransaction(tx, epoch=1)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[SubmitResult | None] = loop.create_future()
         live.timer = loop.call_later(self._settings.accept_wait_s, _give_up_accepting, answer, tx.gid)
         live.creation = self._journal.write(create)
-        self._begin(live, self._create_and_drive(live, live.creation, answer, wait=wait))
+        live.creation.add_done_callback(_heard)
+        self._begin(live, self._create_and_drive(live, live.creation, answer, wait=wait), answer=answer)
         try:
             return await answer
         finally:
@@ -189,7 +202,7 @@ class Engine:
         Raises:
             StoreUnavailableError: not within `accept_wait_s`.
         """
-        if live.creation is None:
+        if live.creation is None or live.is_durable:
             return True
         return await self._created(live.creation, live.tx.gid) is Applied.DONE
 
@@ -207,6 +220,9 @@ class Engine:
 
     async def join_pass(self, live: LiveTransaction) -> SubmitResult:
         """Wait until the present pass of a live transaction ends, or `max_wait_s` has passed."""
+        if self._live.get(live.tx.gid) is not live:
+            # It has just ended, or been parked: nobody is left to tell us.
+            return SubmitResult(waited=True, status=live.tx.status, reason=f"{live.tx.gid} is {live.tx.status}")
         waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
         live.waiters.append(waiter)
         timer = asyncio.get_running_loop().call_later(self._settings.max_wait_s, _end_wait, waiter, live)
@@ -287,7 +303,7 @@ class Engine:
         """Make a prepared transaction live here; None if it is not prepared (or not there)."""
         if self._advancer.is_draining:
             raise OverloadedError("this coordinator is stopping: try the same again, at another one or a little later")
-        async with self._taking_over:
+        async with self._recovery.taking_over:
             # Whoever waited for the lock may have claimed it.
             if gid not in self._live:
                 owned = await self._claim_in_store(gid)
@@ -299,33 +315,41 @@ class Engine:
 
     async def _claim_in_store(self, gid: str) -> Owned | None:
         try:
-            return await self._store.claim_prepared(self._node_id, gid)
+            return await self._ownership.claim_prepared(gid)
         except LeaseLostError as error:
-            self._lose_lease()
             raise StoreUnavailableError("this coordinator lost its lease: try the same again") from error
         except StoreUnavailableError:
-            self._must_reconcile = True  # the answer may be lost while the claim stands
+            self._recovery.must_reconcile()  # the answer may be lost while the claim stands
             raise
 
-    async def stop_live(self, gid: str, reason: str) -> None:
-        """Drop a transaction that an operator has ended in the store; call nothing more for it."""
+    async def stop_live(self, gid: str, reason: str, *, below_epoch: int) -> None:
+        """Drop a transaction that an operator has ended in the store, unless it is held under a later epoch.
+
+        Nothing more is called for it here.
+        """
         live = self._live.get(gid)
-        if live is None or live.task is None:
-            return
-        live.stopped_by_operator(reason)
-        await self._cancel([live])
+        if live is not None and live.epoch < below_epoch:
+            live.stopped_by_operator(reason)
+            await self._cancel([live])
 
     def look_for_due(self) -> None:
         """Tell recovery that something may have become due."""
-        self._look_for_due.set()
+        self._recovery.look()
 
     # -- driving ---------------------------------------------------------------------
 
-    def _begin(self, live: LiveTransaction, drive: Awaitable[None]) -> None:
+    def _begin(
+        self,
+        live: LiveTransaction,
+        drive: Awaitable[None],
+        *,
+        answer: asyncio.Future[SubmitResult | None] | None = None,
+    ) -> None:
         self._live[live.tx.gid] = live
         self._none_live.clear()
         metrics.LIVE.set(len(self._live))
         live.task = asyncio.ensure_future(drive)
+        live.answer_of_creator = answer
 
     async def _create_and_drive(
         self,
@@ -364,19 +388,20 @@ class Engine:
     async def _create_parked(self, create: Create, *, wait: bool) -> SubmitResult | None:
         """Accept a transaction beyond `max_live`: stored, due at once, driven when there is room."""
         now_us = self._clock.now_us()
+        if len(self._parking) >= max(self._settings.max_live, 1):
+            raise OverloadedError(f"more is being accepted than the store takes: {create.tx.gid} was not accepted")
         parked = Create(tx=create.tx.replace(due_us=now_us), token=create.token, parked=True)
         creation = self._parking[create.tx.gid] = self._journal.write(parked)
         creation.add_done_callback(lambda done: self._end_parking(create.tx.gid, done))
         applied = await self._created(creation, create.tx.gid)
         if applied is Applied.EXISTS:
             return None
-        self._parked_until(now_us)
+        self._recovery.parked_until(now_us)
         return SubmitResult(waited=wait, status=create.tx.status, reason="accepted; the coordinator is busy")
 
     def _end_parking(self, gid: str, creation: asyncio.Future[Applied]) -> None:
         del self._parking[gid]
-        if not creation.cancelled():
-            creation.exception()  # those that waited may all have gone
+        _heard(creation)
 
     async def _drive(self, live: LiveTransaction) -> None:
         gid = live.tx.gid
@@ -389,7 +414,7 @@ class Engine:
             metrics.LEASE_LOST.inc()
             error = StoreUnavailableError(f"{gid} is driven by another coordinator now: query it")
         except ChangeRefusedError as refused:
-            self._must_reconcile = True
+            self._recovery.must_reconcile()
             error = refused
         except asyncio.CancelledError as cancelled:
             error = cancelled
@@ -398,7 +423,7 @@ class Engine:
             # A broken invariant: say so loudly, write nothing. It is released, and tried
             # again, with the next reconciliation.
             log.exception("driving failed", gid=gid, epoch=live.epoch, status=live.tx.status)
-            self._must_reconcile = True
+            self._recovery.must_reconcile()
             error = broken
         finally:
             self._journal.forget(gid)
@@ -408,7 +433,7 @@ class Engine:
             if error is not None:
                 live.fail_waiters(StoreUnavailableError(f"driving {gid} was interrupted ({error}): query it"))
             if due_us is not None:
-                self._parked_until(due_us)
+                self._recovery.parked_until(due_us)
 
     def _end(self, live: LiveTransaction) -> None:
         if self._live.get(live.tx.gid) is live:
@@ -417,9 +442,8 @@ class Engine:
             request.fail(NotOursError(f"{live.tx.gid} has just left this process's memory"))
         if live.is_recovered:
             live.is_recovered = False
-            self._recovering -= 1
-        if self._waits_for_room and self._room() >= self._enough_room:
-            self._look_for_due.set()
+            self._recovery.recovering -= 1
+        self._recovery.room_was_made()
         metrics.LIVE.set(len(self._live))
         if not self._live:
             self._none_live.set()
@@ -437,168 +461,36 @@ class Engine:
         if tasks:
             await asyncio.wait(tasks)
         for live in lives:
-            self._end(live)  # a task that was cancelled before its first step has not done it itself
+            # A task that was cancelled before its first step has not done this itself.
+            self._end(live)
+            if live.answer_of_creator is not None:
+                _set_exception(live.answer_of_creator, _not_accepted(live.tx.gid, _INTERRUPTED))
+            if live.creation is not None:
+                live.creation.cancel()
 
-    # -- the lease -------------------------------------------------------------------
-
-    async def _apply(self, batch: Sequence[Change]) -> Sequence[Applied]:
-        return await self._store.apply(self._node_id, batch)
-
-    def _lose_lease(self) -> None:
-        """Drop everything: from here on somebody else may own it. Then join again."""
-        if self._lease_is_lost:
-            return
-        log.error("node lease lost", node=self._node_id, live=len(self._live))
-        metrics.LEASE_LOST.inc()
-        self._lease_is_lost = True
-        self._wake_keeper.set()
-
-    async def _keep_lease(self) -> None:
-        interval_s = self._settings.lease_s / 3
-        pause_s = interval_s
-        while True:
-            await self._attempt(self._release_dead)
-            self._wake_keeper.clear()
-            if not self._lease_is_lost:
-                until_us = self._clock.now_us() + int(pause_s * MICROSECONDS)
-                await sleep_until(self._clock, until_us, wake=self._wake_keeper)
-            pause_s = interval_s
-            if not self._lease_is_lost:
-                is_renewed = await self._renew()
-                if is_renewed is None:
-                    pause_s = min(_RETRY_S, interval_s)  # it may be back just before the lease ends
-                elif not is_renewed:
-                    self._lose_lease()
-            if self._lease_is_lost:
-                await self._join_again()
-                self._lease_is_lost = False
-            if self._must_reconcile:
-                await self._attempt(self._reconcile)
-
-    async def _renew(self) -> bool | None:
-        """Prolong the lease. None: not known; the store itself refuses our writes if it has ended."""
-        try:
-            return await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
-        except StoreUnavailableError:
-            return None
-
-    async def _join_again(self) -> None:
-        lost_error = StoreUnavailableError("this coordinator lost its lease: query the gid, or submit it again")
-        await self._cancel_all_live(lost_error)
+    async def _drop_everything(self) -> None:
+        """End all that is driven under a lost lease: from here on somebody else may own it."""
+        await self._cancel_all_live(
+            StoreUnavailableError("this coordinator lost its lease: query the gid, or submit it again")
+        )
         # What is queued was made under the old lease: written under the new one, it would
         # be ours with nobody here to drive it.
         self._journal.abandon(LeaseLostError("this coordinator lost its lease"))
-        while True:
-            try:
-                self._node_id = await self._store.join(name=self._node_name, lease_s=self._settings.lease_s)
-            except StoreUnavailableError:
-                await asyncio.sleep(_RETRY_S)
-            else:
-                log.warning("joined again", node=self._node_id)
-                return
 
-    async def _release_dead(self) -> None:
-        while True:
-            released = await self._store.release_dead(now_us=self._clock.now_us(), limit=_RELEASE_BATCH)
-            if released:
-                log.warning("released transactions of dead nodes", count=released)
-                self._look_for_due.set()
-            if released < _RELEASE_BATCH:
-                return
-
-    async def _reconcile(self) -> None:
-        """Release what the store says is ours but nobody here drives.
-
-        That happens when the answer to a take-over was lost, or when driving failed on
-        a broken invariant.
-        """
-        async with self._taking_over:
-            self._must_reconcile = False
-            try:
-                owned = await self._store.owned(self._node_id)
-                stray = [gid for gid, _ in owned if gid not in self._live]
-                if stray:
-                    released = await self._store.release(self._node_id, stray, now_us=self._clock.now_us())
-                    log.warning("released transactions that nobody drove", count=released)
-                    self._look_for_due.set()
-            except StoreUnavailableError:
-                self._must_reconcile = True
-                raise
-            if any(gid in self._live and self._live[gid].epoch != epoch for gid, epoch in owned):
-                self._must_reconcile = True  # once the one of the earlier epoch has ended
-
-    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except StoreUnavailableError as error:
-            log.warning("store unavailable", error=str(error))
-        except LeaseLostError:
-            self._lose_lease()
-
-    # -- recovery --------------------------------------------------------------------
-
-    def _parked_until(self, due_us: int) -> None:
-        if self._note_due(due_us):
-            self._look_for_due.set()
-
-    def _note_due(self, due_us: int) -> bool:
-        is_earliest = self._next_due_us is None or due_us < self._next_due_us
-        if is_earliest:
-            self._next_due_us = due_us
-        return is_earliest
-
-    async def _recover(self) -> None:
-        """Take over parked transactions as they fall due: exactly for our own, within `poll_s` for others'."""
-        while True:
-            self._look_for_due.clear()
-            try:
-                await self._take_over_due()
-            except StoreUnavailableError:
-                # The answer may be lost while the take-over stands.
-                self._must_reconcile = True
-            except LeaseLostError:
-                self._lose_lease()
-            poll_us = self._clock.now_us() + int(self._settings.poll_s * MICROSECONDS)
-            until_us = poll_us if self._next_due_us is None else min(self._next_due_us, poll_us)
-            if self._waits_for_room:
-                until_us = poll_us
-            await sleep_until(self._clock, until_us, wake=self._look_for_due)
-
-    async def _take_over_due(self) -> None:
-        while True:
-            room = self._room()
-            self._waits_for_room = room <= 0
-            if self._waits_for_room:
-                return
-            self._next_due_us = None
-            async with self._taking_over:
-                taken = await self._store.take_over_due(self._node_id, now_us=self._clock.now_us(), limit=room)
-                for owned in taken:
-                    self._resume(owned)
-            if len(taken) < room:
-                next_due_us = await self._store.next_due_us()
-                if next_due_us is not None:
-                    self._note_due(next_due_us)
-                return
-
-    def _room(self) -> int:
-        """How many more may be taken over now."""
-        if self._advancer.is_draining:
-            return 0
-        settings = self._settings
-        return min(
-            settings.take_over_batch,
-            settings.max_recovering - self._recovering,
-            settings.max_live - len(self._live),
-        )
+    def _note_superseded(self, gid: str, epoch: int) -> None:
+        """A posted result was refused: somebody else has the transaction. Call nothing more for it."""
+        live = self._live.get(gid)
+        if live is not None and live.epoch == epoch:
+            live.call_error = LeaseLostError(f"{gid} was taken over: epoch {epoch} has passed")
+            live.wake.set()
 
     def _resume(self, owned: Owned) -> None:
         gid = owned.tx.gid
         if gid in self._live:
             # Ours of an earlier epoch: it has lost it, and finds out with its next write.
-            self._must_reconcile = True
+            self._recovery.must_reconcile()
             return
-        self._recovering += 1
+        self._recovery.recovering += 1
         metrics.TAKEOVERS.inc()
         live = LiveTransaction(_resumed(owned.tx), epoch=owned.epoch, is_recovered=True)
         self._begin(live, self._drive(live))
@@ -643,6 +535,12 @@ def _set_exception(answer: asyncio.Future[SubmitResult | None], error: Exception
         answer.set_exception(error)
 
 
+def _heard(creation: asyncio.Future[Applied]) -> None:
+    # Those that waited for it may all have gone; asyncio would report an exception nobody saw.
+    if not creation.cancelled():
+        creation.exception()
+
+
 async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
     """Run a background loop; a bug in it must not end it unseen and for good."""
     while True:
@@ -650,4 +548,4 @@ async def _for_ever(work: Callable[[], Awaitable[None]]) -> None:
             await work()
         except Exception:
             log.exception("background work failed", work=work.__name__)
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(RETRY_S)

@@ -64,13 +64,17 @@ class Journal:
         settings: EngineSettings,
         clock: Clock,
         on_lease_lost: Callable[[], None],
+        on_superseded: Callable[[str, int], None],
     ) -> None:
         """
         Args:
             apply: writes one batch under the node's present lease (`Store.apply`).
             on_lease_lost: called when the node's lease has ended, after all that wait
                 have been told.
+            on_superseded: called with gid and epoch of a posted change that found a later
+                epoch: nobody waits for its result, and somebody has to know.
         """
+        self._on_superseded = on_superseded
         self._apply = apply
         self._settings = settings
         self._clock = clock
@@ -147,8 +151,14 @@ class Journal:
                 self._wake.clear()
                 await self._wake.wait()
             self._flushing = self._take_batch()
-            await self._flush(self._flushing)
-            self._flushing = ()
+            try:
+                await self._flush(self._flushing)
+            except Exception as error:
+                for entry in self._flushing:
+                    _refuse(entry, error)
+                raise
+            finally:
+                self._flushing = ()
 
     def _flush_lazy(self) -> None:
         self._lazy_timer = None
@@ -198,8 +208,11 @@ class Journal:
             self.store_is_available = True
         metrics.journal_flushed(changes=len(batch), seconds=perf_counter() - started)
         for entry, result in zip(batch, applied, strict=True):
-            if entry.waiter is not None and not entry.waiter.done():
+            if entry.is_awaited:
+                assert entry.waiter is not None
                 entry.waiter.set_result(result)
+            elif result is Applied.LEASE_LOST and isinstance(entry.change, Save):
+                self._on_superseded(entry.change.tx.gid, entry.change.epoch)
 
     async def _isolate(self, batch: Sequence[_Entry], error: Exception) -> None:
         """Find the change that the store refuses, by halves; the others must not fail with it."""
@@ -212,10 +225,14 @@ class Journal:
             return
         [entry] = batch
         log.error("change refused by the store", gid=entry.change.tx.gid, error=repr(error))
-        if entry.waiter is not None and not entry.waiter.done():
-            refused = ChangeRefusedError(f"the store refuses a change of {entry.change.tx.gid}: {error}")
-            refused.__cause__ = error
-            entry.waiter.set_exception(refused)
+        _refuse(entry, error)
+
+
+def _refuse(entry: _Entry, error: Exception) -> None:
+    if entry.waiter is not None and not entry.waiter.done():
+        refused = ChangeRefusedError(f"the store refuses a change of {entry.change.tx.gid}: {error}")
+        refused.__cause__ = error
+        entry.waiter.set_exception(refused)
 
 
 def _still_wanted(batch: Sequence[_Entry]) -> Sequence[_Entry]:

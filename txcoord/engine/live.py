@@ -38,6 +38,7 @@ class LiveTransaction:
     """
 
     __slots__ = (
+        "answer_of_creator",
         "call_error",
         "calls",
         "creation",
@@ -67,15 +68,27 @@ class LiveTransaction:
         """Set when a call has ended or the drive loop has to look up."""
         self.calls: set[asyncio.Task[None]] = set()
         self.call_error: Exception | None = None
-        """What a call raised, which none should."""
+        """What a call raised, which none should; or that the transaction is somebody else's."""
         self.task: asyncio.Task[None] | None = None
         self.creation: asyncio.Future[Applied] | None = None
         """Ends when it is durable; None for one that was taken over, which is."""
+        self.answer_of_creator: asyncio.Future[SubmitResult | None] | None = None
         self.requests: list[ChangeRequest] = []
         """What callers want changed; the drive task carries it out."""
         self.timer: asyncio.TimerHandle | None = None
         """Bounds the wait of the submit that created it."""
         self.waiters: list[asyncio.Future[SubmitResult]] = []
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the store has it: what is still being created may yet turn out to exist already."""
+        creation = self.creation
+        return creation is None or (
+            creation.done()
+            and not creation.cancelled()
+            and creation.exception() is None
+            and creation.result() is Applied.DONE
+        )
 
     def take_ended(self) -> Mapping[int, tuple[int, CallResult]]:
         ended, self.ended = self.ended, {}

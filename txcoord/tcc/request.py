@@ -68,7 +68,7 @@ def registered(tcc: GlobalTransaction, branch: BranchRegistration, limits: Limit
         )
     if len(tcc.branches) // 2 >= limits.max_branches:
         raise RequestTooLargeError(f"{tcc.gid} has {limits.max_branches} branches, which is the most (max_branches)")
-    return tcc.replace(branches=(*tcc.branches, *ops), updated_us=now_us)
+    return tcc.replace(branches=(*tcc.branches, *ops), updated_us=tcc.updated_at(now_us))
 
 
 def _ops(branch: BranchRegistration, limits: Limits) -> tuple[BranchOp, BranchOp]:
@@ -99,7 +99,7 @@ def submitted(tcc: GlobalTransaction, *, now_us: int) -> GlobalTransaction:
         return tcc
     if tcc.status is not Status.PREPARED:
         raise StatusConflictError(tcc.gid, status=tcc.status, wanted="submit", pattern=tcc.pattern)
-    return tcc.replace(status=Status.SUBMITTED, updated_us=now_us)
+    return tcc.replace(status=Status.SUBMITTED, updated_us=tcc.updated_at(now_us))
 
 
 def aborted(tx: GlobalTransaction, reason: str, *, now_us: int) -> GlobalTransaction:
@@ -113,5 +113,5 @@ def aborted(tx: GlobalTransaction, reason: str, *, now_us: int) -> GlobalTransac
         if tx.status is Status.ABORTING:
             return tx
         if tx.status is Status.PREPARED:
-            return tx.replace(status=Status.ABORTING, rollback_reason=reason, updated_us=now_us)
+            return tx.replace(status=Status.ABORTING, rollback_reason=reason, updated_us=tx.updated_at(now_us))
     raise StatusConflictError(tx.gid, status=tx.status, wanted="abort", pattern=tx.pattern)
