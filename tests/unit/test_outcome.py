@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txcoord.outcome import clean, describe, understand
 from txcoord.model import Outcome
+from txcoord.outcome import clean, describe, understand
 
 SUCCESS, FAILURE, ONGOING, UNKNOWN = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ONGOING, Outcome.UNKNOWN
 
