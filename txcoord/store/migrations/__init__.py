@@ -43,6 +43,9 @@ def migrate(connection: Connection) -> None:
         config.set_main_option("script_location", str(files("txcoord.store.migrations")).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, HEAD)
+        if dialect == "mysql":
+            # Tables are there at once, the version only now: whoever gets the lock next must find both.
+            connection.execute(text("COMMIT"))
     finally:
         if dialect == "mysql":
             connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK_NAME})
