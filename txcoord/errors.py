@@ -42,7 +42,7 @@ class OverloadedError(TxcoordError):
 
 
 class SchemaError(TxcoordError):
-    """The tables are missing or of another version; the sentence names the command that mends it."""
+    """The tables are missing or of another version, or a stored transaction is; the sentence says what mends it."""
 
 
 class LeaseLostError(TxcoordError):

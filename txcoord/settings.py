@@ -79,7 +79,10 @@ class Settings(BaseSettings):
         description=f"Where transactions are kept: {STORE_URL_FORMS} (memory:// forgets everything when it stops).",
     )
     store_pool: int = Field(
-        4, ge=1, le=100, description="Database connections of each process for queries, beside the journal's own."
+        4,
+        ge=1,
+        le=100,
+        description="Database connections of each process for what clients ask; it has three more for its own work.",
     )
     store_timeout_s: float = Field(10.0, ge=0.1, le=600, description="Longest wait for one answer of the database.")
 

@@ -1,4 +1,7 @@
-"""A way to the database that can be cut at the worst moment: when the server has answered and nobody has heard it."""
+"""A way to the database that can be cut at the worst moment: when the server has answered and nobody has heard it.
+
+It can also be slow, so that the server gets what the client has long given up.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,12 @@ class Proxy:
         self.answers_to_lose = 0
         """So many times the next answer is not passed on; the client's connection is cut instead."""
         self.lost = 0
+        self.requests_to_hold = 0
+        """So many times the next request is held back until `let_go` is set; it is the last of its connection."""
+        self.let_go = asyncio.Event()
+        self.ran_late = asyncio.Event()
+        """Set when the server is through with a request that was held back."""
+        self._held: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut_all(self) -> None:
@@ -29,7 +38,9 @@ class Proxy:
         self._writers |= {writer, server_writer}
         asked = asyncio.create_task(self._pass_on(reader, server_writer))
         try:
-            await self._pass_answers_on(server_reader, writer)
+            await self._pass_answers_on(server_reader, writer, server_writer)
+            if server_writer in self._held:
+                self.ran_late.set()
         finally:
             asked.cancel()
             writer.transport.abort()
@@ -39,15 +50,27 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(1 << 16):
+                if self.requests_to_hold:
+                    self.requests_to_hold -= 1
+                    self._held.add(writer)
+                    await self.let_go.wait()
+                    # The end of the connection comes behind it: the server does what was asked, and then hangs up.
+                    writer.write(data)
+                    writer.write_eof()
+                    return
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
             pass
         writer.transport.abort()
 
-    async def _pass_answers_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_answers_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server_writer: asyncio.StreamWriter
+    ) -> None:
         try:
             while data := await reader.read(1 << 16):
+                if server_writer in self._held:
+                    continue
                 if self.answers_to_lose:
                     self.answers_to_lose -= 1
                     self.lost += 1

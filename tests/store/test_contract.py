@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+import structlog
 from sqlalchemy import select, update
 
 from tests.sagas import NOON_US, make_saga
-from tests.store.databases import connected, wait_until_somebody_waits_for_a_lock
-from txcoord.errors import LeaseLostError, StoreUnavailableError
+from tests.store.databases import connected, run_sql, wait_until_somebody_waits_for_a_lock
+from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
-from txcoord.store.base import Applied, Create, ListQuery, Save, Store, Stored
+from txcoord.store.base import UNREADABLE_US, Applied, Create, ListQuery, Save, Store, Stored
 from txcoord.store.sql import tables
 from txcoord.store.url import open_store
 
@@ -465,6 +466,36 @@ async def test_a_batch_applied_again_does_not_undo_what_came_after_it(store: Sto
     assert (await found(store, "stopped")).tx.status is Status.FAILED
 
 
+async def test_a_batch_that_runs_after_later_ones_is_superseded(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, saga("ended"), saga("parked"), saga("going"), tcc("registered"))
+
+    def save(tx: GlobalTransaction, later_us: int, *, park: bool = False) -> Save:
+        with_definition = tx.pattern is Pattern.TCC
+        return Save(tx=tx.replace(updated_us=NOON_US + later_us), epoch=1, park=park, with_definition=with_definition)
+
+    late = [save(saga(gid), 1) for gid in ("ended", "parked", "going")]
+    late.append(save(tcc("registered", "one"), 1))
+    later = [
+        save(saga("ended", status=Status.SUCCEEDED, finished_us=LATER_US), 2),
+        save(saga("parked", due_us=LATER_US), 2, park=True),
+        save(saga("going", status=Status.ABORTING), 2),
+        save(tcc("registered", "one", "two"), 2),
+    ]
+    assert list(await store.apply(node, late)) == [Applied.DONE] * 4
+    assert list(await store.apply(node, later)) == [Applied.DONE] * 4
+    expected = await store.list_transactions(ListQuery(limit=9))
+
+    assert list(await store.apply(node, late)) == [Applied.DONE] * 4
+
+    assert await store.list_transactions(ListQuery(limit=9)) == expected
+    assert [(await found(store, gid)).owner for gid in ("ended", "parked", "going")] == [None, 0, node]
+    # What comes next is written as ever, also beside one that is late.
+    last = save(saga("going", status=Status.FAILED), 3)
+    assert list(await store.apply(node, [late[0], last])) == [Applied.DONE] * 2
+    assert [(await found(store, gid)).tx.status for gid in ("ended", "going")] == [Status.SUCCEEDED, Status.FAILED]
+
+
 async def test_a_parked_creation_belongs_to_nobody(store: Store) -> None:
     node = await join(store)
     await created(store, node, saga(due_us=NOON_US), parked=True)
@@ -640,6 +671,27 @@ async def test_a_node_is_not_released_before_its_batch_under_way_has_ended(store
     assert (await found(store, "g2")).owner == 0
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_the_transactions_of_nodes_that_are_not_there_are_released(store: Store, store_url: str) -> None:
+    gone, also_gone, alive = [await join(store, name) for name in "abc"]
+    await created(store, gone, saga("g1"), saga("g2"))
+    await created(store, also_gone, saga("g3"))
+    await created(store, alive, saga("g4"), saga("ended"))
+    await created(store, alive, saga("parked", due_us=NOON_US), parked=True)
+    await store.apply(alive, [Save(tx=saga("ended", status=Status.SUCCEEDED), epoch=1)])
+    await run_sql(store_url, f"DELETE FROM node WHERE id IN ({gone}, {also_gone})")  # noqa: S608  (numbers)
+
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 2
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 1
+    assert await store.release_dead(now_us=LATER_US, limit=2) == 0
+
+    for gid in ("g1", "g2", "g3"):
+        stored = await found(store, gid)
+        assert (stored.owner, stored.epoch, stored.tx.due_us) == (0, 2, LATER_US)
+    assert [(await found(store, gid)).owner for gid in ("g4", "ended", "parked")] == [alive, None, 0]
+    assert (await found(store, "parked")).epoch == 1
+
+
 # -- recovery ------------------------------------------------------------------------
 
 
@@ -693,6 +745,74 @@ async def test_two_nodes_that_take_over_at_once_get_different_ones(store: Store,
 
     assert sorted(taken[one] + taken[two]) == sorted(f"g{i}" for i in range(200))
     assert sorted(await store.owned(one)) == sorted((gid, 2) for gid in taken[one])
+
+
+UNREADABLE = {
+    "unknown word": ("progress", '[[1,"paused",0,0,false,null,[]]]'),
+    "branch that is not there": ("progress", '[[99,"succeed",0,0,false,null,[]]]'),
+    "half a document": ("definition", '{"branches":['),
+    "unknown status": ("status", "paused"),
+    "unknown pattern": ("pattern", "quadrille"),
+}
+
+
+async def spoil(store_url: str) -> None:
+    rows = tables.global_transaction
+    async with connected(store_url) as connection:
+        for gid, (column, value) in UNREADABLE.items():
+            await connection.execute(update(rows).where(rows.c.gid == gid).values({column: value}))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_what_cannot_be_read_does_not_keep_the_others_from_being_taken_over(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, *[saga(gid, due_us=NOON_US) for gid in UNREADABLE], parked=True)
+    await created(store, node, *[saga(f"g{i}", due_us=NOON_US + 1) for i in range(3)], parked=True)
+    await spoil(store_url)
+    taken: list[str] = []
+
+    with structlog.testing.capture_logs() as lines:
+        while (due_us := await store.next_due_us()) is not None and due_us <= LATER_US:
+            owned = await store.take_over_due(node, now_us=LATER_US, limit=2)
+            taken += [item.tx.gid for item in owned]
+
+    assert sorted(taken) == ["g0", "g1", "g2"]
+    assert sorted(await store.owned(node)) == [("g0", 2), ("g1", 2), ("g2", 2)]
+    assert due_us == LATER_US + UNREADABLE_US
+    assert sorted(line["gid"] for line in lines) == sorted(UNREADABLE)
+    assert {line["log_level"] for line in lines} == {"error"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_what_cannot_be_read_is_named(store: Store, store_url: str) -> None:
+    node = await join(store)
+    await created(store, node, *[saga(gid) for gid in UNREADABLE])
+    await spoil(store_url)
+
+    for gid in UNREADABLE:
+        with pytest.raises(SchemaError, match=f"{gid} cannot be read"):
+            await store.find(gid)
+        with pytest.raises(SchemaError, match=f"{gid} cannot be read"):
+            await store.force_stop(gid, now_us=NOON_US, reason="by hand")
+    await store.ping()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_what_cannot_be_read_is_left_out_of_listings(store: Store, store_url: str) -> None:
+    node = await join(store)
+    for gid in ("old", *UNREADABLE, "new"):
+        await created(store, node, saga(gid))
+    await spoil(store_url)
+
+    with structlog.testing.capture_logs() as lines:
+        assert await gids(store) == ["new", "old"]
+    assert [line["gid"] for line in lines] == list(UNREADABLE)[::-1]
+    # A page is full however many were left out, so that a reader goes on to the next.
+    assert await gids(store, limit=2) == ["new", "old"]
+    new = await found(store, "new")
+    assert await gids(store, limit=1, before_id=new.id) == ["old"]
+    assert await gids(store, limit=2, before_id=(await found(store, "old")).id) == []
+    assert await store.count_by_status() == {Status.SUBMITTED: len(UNREADABLE) + 1}
 
 
 async def test_a_node_without_a_lease_takes_over_nothing(store: Store) -> None:
@@ -1081,6 +1201,36 @@ async def test_many_calls_at_once_share_few_connections(store: Store) -> None:
     stored = await asyncio.gather(*(found(store, f"g{i}") for i in range(30)))
 
     assert [item.tx.gid for item in stored] == [f"g{i}" for i in range(30)]
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_nodes_own_work_does_not_wait_for_what_clients_ask(store: Store, store_url: str) -> None:
+    await created(store, await join(store), saga("locked"))
+    busy = open_store(store_url, pool_size=1)
+    await busy.open()
+    node = await join(busy)
+    await created(busy, node, saga("g1"), saga("g2", status=Status.ABORTING))
+    await created(busy, node, saga("due", due_us=NOON_US), parked=True)
+    rows = tables.global_transaction
+    async with connected(store_url) as rival:
+        await rival.execute(select(rows.c.id).where(rows.c.gid == "locked").with_for_update())
+        stops = [
+            asyncio.create_task(busy.force_stop("locked", now_us=NOON_US, reason="by hand")),
+            asyncio.create_task(busy.find("g1")),
+        ]
+        await wait_until_somebody_waits_for_a_lock(store_url)
+
+        assert await busy.renew(node, lease_s=600)
+        assert await busy.next_due_us() == NOON_US
+        assert [owned.tx.gid for owned in await busy.take_over_due(node, now_us=NOON_US, limit=9)] == ["due"]
+        assert await busy.release(node, ["g1"], now_us=NOON_US) == 1
+        assert await busy.release_dead(now_us=NOON_US, limit=9) == 0
+        assert sorted(await busy.owned(node)) == [("due", 2), ("g2", 1)]
+        await busy.leave(await join(busy), now_us=NOON_US)
+        assert not any(stop.done() for stop in stops)
+
+    await asyncio.gather(*stops)
+    await busy.close()
 
 
 async def test_a_cancelled_call_leaves_no_trace_in_the_next(store: Store) -> None:

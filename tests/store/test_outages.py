@@ -125,3 +125,28 @@ async def test_connections_that_were_cut_are_replaced(server: Server) -> None:
             proxy.cut_all()
             await _everything_works(store, node, f"after cut {number}")
         await store.close()
+
+
+async def test_a_batch_that_the_server_runs_late_undoes_nothing(server: Server) -> None:
+    async with proxied(server.url) as (proxy, url):
+        store = open_store(url, timeout_s=2)
+        await store.open()
+        node = await store.join(name="a", lease_s=600)
+        tx = make_saga(gid="run late")
+        await store.apply(node, [Create(tx=tx, token=6)])
+        turned = Save(tx=tx.replace(status=Status.ABORTING, updated_us=NOON_US + 1), epoch=1)
+        ended = Save(tx=tx.replace(status=Status.FAILED, updated_us=NOON_US + 2, finished_us=NOON_US + 2), epoch=1)
+        proxy.requests_to_hold = 1
+
+        with pytest.raises(StoreUnavailableError, match="did not answer"):
+            await store.apply(node, [turned])
+        assert await store.apply(node, [turned]) == [Applied.DONE]
+        assert await store.apply(node, [ended]) == [Applied.DONE]
+        before = await store.find("run late")
+        proxy.let_go.set()
+        await asyncio.wait_for(proxy.ran_late.wait(), timeout=30)
+
+        assert await store.find("run late") == before
+        assert before is not None
+        assert (before.tx.status, before.owner) == (Status.FAILED, None)
+        await store.close()

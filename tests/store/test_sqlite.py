@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from tests.sagas import NOON_US, make_saga
 from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from txcoord.model import MICROSECONDS
 from txcoord.store.base import Applied, Create
-from txcoord.store.url import current, open_store
+from txcoord.store.sql import sqlite
+from txcoord.store.url import current, open_store, upgrade
 
 
 async def test_a_second_process_is_refused_until_the_first_has_closed(sqlite_url: str) -> None:
@@ -82,3 +85,41 @@ async def test_a_file_of_a_newer_version_is_left_alone(sqlite_url: str) -> None:
         await open_store(sqlite_url).open()
 
     assert current(sqlite_url) == "9999"
+
+
+async def test_a_nodes_own_work_does_not_wait_for_a_slow_listing(sqlite_url: str) -> None:
+    store = open_store(sqlite_url)
+    await store.open()
+    node = await store.join(name="a", lease_s=600)
+    began, end = threading.Event(), threading.Event()
+
+    def list_slowly(_: object) -> bool:
+        began.set()
+        return end.wait(30)
+
+    listing = asyncio.create_task(store._read(list_slowly))  # type: ignore[attr-defined]
+    assert await asyncio.to_thread(began.wait, 30)
+
+    assert await store.renew(node, lease_s=600)
+    assert await store.next_due_us() is None
+    assert await store.take_over_due(node, now_us=NOON_US, limit=9) == []
+    assert await store.owned(node) == []
+    assert await store.release_dead(now_us=NOON_US, limit=9) == 0
+    assert not listing.done()
+    end.set()
+    assert await listing
+    await store.close()
+
+
+async def test_a_library_that_is_too_old_is_refused(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 32, 3))
+
+    with pytest.raises(SchemaError, match=r"3\.33 or newer is needed"):
+        await open_store(sqlite_url).open()
+    with pytest.raises(SchemaError, match=r"3\.33 or newer is needed"):
+        await asyncio.to_thread(upgrade, sqlite_url)
+
+
+def test_no_statement_needs_a_newer_library() -> None:
+    # The operators for JSON came with 3.38, and Ubuntu 22.04 has 3.37.
+    assert "->" not in sqlite._BATCH_TRIGGER

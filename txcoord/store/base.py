@@ -13,7 +13,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from txcoord.model import GlobalTransaction, Pattern, Status
+from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
 
 
 class Create(Struct, frozen=True, kw_only=True):
@@ -33,6 +33,11 @@ class Create(Struct, frozen=True, kw_only=True):
 class Save(Struct, frozen=True, kw_only=True):
     """Store the changeable part of a transaction that the writing node owns at `epoch`.
 
+    `tx.updated_us` orders the saves of one transaction: whoever drives it sees to it that a
+    save with other content has a greater one than every save before, whatever the clock
+    says. Nothing older than what is stored is ever written, because a database may run a batch
+    late: after its connection was given up, the batch repeated and others written after it.
+
     Written: status, branch results, `due_us`, `updated_us`, `finished_us`,
     `rollback_reason`, `result`. With `park` the node gives it up and it is due at
     `tx.due_us` (never None then). A final status gives it up for good.
@@ -50,11 +55,18 @@ class Save(Struct, frozen=True, kw_only=True):
 
 Change = Create | Save
 
+UNREADABLE_US = 5 * 60 * MICROSECONDS
+"""How long a parked transaction that cannot be read is put off."""
+
+ORPHANS_S = 60.0
+"""How often a process looks for transactions of nodes that are not there."""
+
 
 class Applied(Enum):
     """What became of one change."""
 
     DONE = "done"
+    """It is stored; or, of a save, a later one of the same epoch is, which contains it."""
     EXISTS = "exists"
     """Create: another transaction has this gid. Nothing was written."""
     LEASE_LOST = "lease lost"
@@ -128,7 +140,8 @@ class Store(Protocol):
         First the dead node is fenced for good, so that none of its batches takes effect
         after. One that has a batch under way just now is left for a later call. At most
         `limit` transactions per call; a dead node's row goes when it owns none. Several
-        nodes may do this at once.
+        nodes may do this at once. What belongs to nodes that are not there any more (a backup
+        was put back, a row deleted by hand) is released too, within `ORPHANS_S`.
 
         Returns:
             How many were parked; call again while it is `limit`.
@@ -140,15 +153,20 @@ class Store(Protocol):
         """Apply a batch in one database transaction; answer for each change, in order.
 
         The node's lease is checked in the same transaction and held against
-        `release_dead` until it commits. Each `Save` compares the epoch in the statement
-        that writes. A change that finds something else takes no effect and says so; the
-        rest of the batch stands. A batch holds each gid at most once.
+        `release_dead` until it commits. Each `Save` compares the epoch, and that the row's
+        `updated_us` is not greater than its own, in the statement that writes. A change that
+        finds something else takes no effect and says so; the rest of the batch stands. A
+        batch holds each gid at most once.
 
         Applying a batch a second time is harmless and answers the same: the first
-        commit may have happened although its answer was lost.
+        commit may have happened although its answer was lost. So is a first try that the
+        database runs only after later batches: a `Save` that finds a later one of its
+        epoch writes nothing and is DONE, a `Create` is told from others by its token.
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was written.
+            ValueError: it is larger than the database takes at once; nothing was written.
+                A part of the batch may do; a single change is refused for good.
             StoreUnavailableError: nothing is known to be applied; try again later.
         """
 
@@ -158,7 +176,9 @@ class Store(Protocol):
         """Make parked transactions that are due this node's, earliest first; raise their epochs.
 
         Several nodes calling this at once get different ones and do not wait for each
-        other, where the database can do that.
+        other, where the database can do that. What cannot be read (a row of a newer version, or
+        changed by hand) is logged with its gid and put off by `UNREADABLE_US`, so that the
+        others go on: fewer than `limit` does not mean that no more are due.
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.
@@ -178,7 +198,11 @@ class Store(Protocol):
         """
 
     async def next_due_us(self) -> int | None:
-        """The earliest due time of all parked transactions."""
+        """The earliest due time of all parked transactions.
+
+        It may be in the past, also right after a `take_over_due` that took nothing:
+        another transaction holds the row just then. Look again in a while, not at once.
+        """
 
     async def owned(self, node_id: int) -> Sequence[tuple[str, int]]:
         """gid and epoch of all transactions that belong to this node."""
@@ -193,10 +217,21 @@ class Store(Protocol):
     # -- queries and operators -------------------------------------------------------
 
     async def find(self, gid: str) -> Stored | None:
-        """One transaction with its branches, or None."""
+        """One transaction with its branches, or None.
+
+        Raises:
+            SchemaError: its row cannot be read, nor can any other method that returns it;
+                the sentence names the gid.
+        """
 
     async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        """Transactions that match, newest (highest id) first."""
+        """Transactions that match, newest (highest id) first: `limit` of them, or all there are.
+
+        What cannot be read is logged with its gid and left out.
+
+        Raises:
+            SchemaError: more than a thousand in a row cannot be read.
+        """
 
     async def count_by_status(self) -> dict[Status, int]:
         """How many unfinished transactions there are in each status (for metrics and operators)."""

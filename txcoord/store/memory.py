@@ -247,6 +247,8 @@ class MemoryStore:
             return Applied.DONE
         if row is None or row.epoch != change.epoch:
             return Applied.LEASE_LOST
+        if row.tx.updated_us > change.tx.updated_us:
+            return Applied.DONE
         owner = _owner_after(change.tx, parked=change.park, node_id=node_id)
         self._rows[change.tx.gid] = replace(row, tx=_changed(row.tx, change), owner=owner)
         return Applied.DONE

@@ -53,7 +53,7 @@ _UNLESS_THERE = b" ON DUPLICATE KEY UPDATE gid = global_transaction.gid"
 # Relies on: the unique key on gid; counts as affected if anything is different.
 _UPDATE = (
     b"UPDATE global_transaction SET status='%b',owner=%b,updated_us=%d,due_us=%b,finished_us=%b,progress=%b,"
-    b"rollback_reason=%b,result=%b%b WHERE gid=%b AND epoch=%d"
+    b"rollback_reason=%b,result=%b%b WHERE gid=%b AND epoch=%d AND updated_us<=%d"
 )
 _WITH_DEFINITION = b",definition=%b"
 
@@ -73,8 +73,14 @@ _FAULTS = (
 )
 """What is wrong with a statement of ours. All other errors say how the server or the connection is."""
 
+_TOO_LARGE = (1118, 1153)
+"""More than a row or a packet may have: a fault of the statement, though the driver takes it for the server's state."""
+
 _LARGEST_PACKET = 8 * 1024 * 1024
-"""A batch that is larger goes in several packets, still in one transaction. Servers take at least 16 MiB."""
+"""A batch that is larger goes in several packets, still in one transaction; also a server that takes more is not
+kept from other work for long."""
+_PACKET_ROOM = 512
+"""What a packet holds besides the text of a change: the rest of an INSERT, a semicolon, the command."""
 
 
 class MysqlStore(ServerStore["JournalConnection"]):
@@ -150,11 +156,13 @@ class MysqlStore(ServerStore["JournalConnection"]):
         connection.close()
 
     async def _apply(self, connection: JournalConnection, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
-        creates = [_insert_row(change, node_id) for change in batch if isinstance(change, Create)]
         saves = [change for change in batch if isinstance(change, Save)]
         saves.sort(key=_gid)
-        inserts = [_INSERT + b",".join(rows) + _UNLESS_THERE for rows in _in_packets(creates)]
-        updates = [_update(change, node_id) for change in saves]
+        creates = [
+            connection.checked(_insert_row(change, node_id), change) for change in batch if isinstance(change, Create)
+        ]
+        updates = [connection.checked(_update(change, node_id), change) for change in saves]
+        inserts = [_INSERT + b",".join(rows) + _UNLESS_THERE for rows in connection.in_packets(creates)]
         try:
             affected = await connection.run([_FENCE % node_id, *inserts, *updates, _COMMIT])
         except pymysql.err.MySQLError as error:
@@ -173,16 +181,52 @@ class MysqlStore(ServerStore["JournalConnection"]):
         return isinstance(error, pymysql.err.MySQLError) and bool(error.args) and error.args[0] in _LOCK_CONFLICTS
 
     def _is_unavailable(self, error: BaseException) -> bool:
-        return isinstance(error, pymysql.err.MySQLError) and not isinstance(error, _FAULTS)
+        if not isinstance(error, pymysql.err.MySQLError) or isinstance(error, _FAULTS):
+            return False
+        return not (error.args and error.args[0] in _TOO_LARGE)
 
 
 class JournalConnection(aiomysql.Connection):  # type: ignore[misc]  # aiomysql has no types
     """A connection that reads the answers to a packet of statements in one go."""
 
+    largest_change = _LARGEST_PACKET
+    """Bytes of text that one statement may have on this server."""
+
     async def open(self) -> None:
         await self._connect()
+        # The server cuts the connection in the middle of a larger packet, and nobody hears why.
+        [[largest]] = await self.select(b"SELECT @@max_allowed_packet")
+        self.largest_change = largest - _PACKET_ROOM
         # Not with the session's other settings: the variable's name is different on MySQL and MariaDB.
         await self.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+    def checked(self, statement: bytes, change: Change) -> bytes:
+        """Return the statement.
+
+        Raises:
+            ValueError: it is larger than the server takes.
+        """
+        if len(statement) <= self.largest_change:
+            return statement
+        raise ValueError(
+            f"{change.tx.gid} has {len(statement)} bytes, more than the database server takes at once "
+            f"(max_allowed_packet is {self.largest_change + _PACKET_ROOM}): make it smaller, or raise that"
+        )
+
+    def in_packets(self, pieces: Sequence[bytes]) -> Sequence[Sequence[bytes]]:
+        """Group pieces so that each group fits into a packet."""
+        largest = min(_LARGEST_PACKET, self.largest_change)
+        if sum(map(len, pieces)) + len(pieces) <= largest:
+            return [pieces] if pieces else []
+        groups: list[list[bytes]] = [[]]
+        size = 0
+        for piece in pieces:
+            if groups[-1] and size + len(piece) > largest:
+                groups.append([])
+                size = 0
+            groups[-1].append(piece)
+            size += len(piece) + 1
+        return groups
 
     @property
     def is_open(self) -> bool:
@@ -195,7 +239,7 @@ class JournalConnection(aiomysql.Connection):  # type: ignore[misc]  # aiomysql 
             pymysql.err.MySQLError: a statement failed; those after it did not run.
         """
         affected: list[int] = []
-        for packet in _in_packets(statements):
+        for packet in self.in_packets(statements):
             await self._execute_command(COMMAND.COM_QUERY, b";".join(packet))
             affected += await self._read_affected()
         return affected
@@ -250,21 +294,6 @@ def _read_length(payload: bytes, position: int) -> tuple[int, int]:
     return int.from_bytes(payload[position + 1 : position + 1 + size], "little"), position + 1 + size
 
 
-def _in_packets(pieces: Sequence[bytes]) -> Sequence[Sequence[bytes]]:
-    """Group pieces so that each group fits into a packet."""
-    if sum(map(len, pieces)) < _LARGEST_PACKET:
-        return [pieces] if pieces else []
-    groups: list[list[bytes]] = [[]]
-    size = 0
-    for piece in pieces:
-        if groups[-1] and size + len(piece) > _LARGEST_PACKET:
-            groups.append([])
-            size = 0
-        groups[-1].append(piece)
-        size += len(piece) + 1
-    return groups
-
-
 def _insert_row(change: Create, node_id: int) -> bytes:
     tx = change.tx
     return _INSERT_ROW % (
@@ -299,6 +328,7 @@ def _update(change: Save, node_id: int) -> bytes:
         _WITH_DEFINITION % _quoted(codec.encode_definition(tx)) if change.with_definition else b"",
         _text(tx.gid),
         change.epoch,
+        tx.updated_us,
     )
 
 

@@ -46,7 +46,7 @@ WITH fence AS MATERIALIZED (
                        $22::bigint[], $23::text[], $24::text[], $25::text[], $26::text[])
          AS v (gid, epoch, status, owner, updated_us, due_us, finished_us, progress, rollback_reason, result,
                definition)
-    WHERE t.gid = v.gid AND t.epoch = v.epoch
+    WHERE t.gid = v.gid AND t.epoch = v.epoch AND t.updated_us <= v.updated_us
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM created) + (SELECT count(*) FROM saved)
@@ -66,6 +66,10 @@ _JOURNAL_SETTINGS = (
     "enable_mergejoin = off",
     "jit = off",
 )
+
+_LARGEST_BATCH = 128 * 1024 * 1024
+"""Characters, of at most four bytes each: half of what a message may have. The server cuts the connection at a larger
+one, and nobody hears why."""
 
 _UNAVAILABLE = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58")
 """SQLSTATEs (or their class) that say how the server is, not what is wrong with a statement: connection, read-only,
@@ -128,13 +132,18 @@ class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
         creates = [create_row(change, node_id) for change in batch if isinstance(change, Create)]
         saves = [change for change in batch if isinstance(change, Save)]
         saves.sort(key=_gid)
+        saved = [save_row(change, node_id) for change in saves]
+        # unnest fills up the shorter array: 64 times NULL sent cost 3 % of a batch, an empty array costs nothing.
+        definitions = (
+            [new_definition(change) for change in saves] if any(change.with_definition for change in saves) else []
+        )
+        _check_size(batch, creates, saved, definitions)
         fenced, done = await connection.fetchrow(
             _APPLY,
             node_id,
             *_columns(creates, CREATE_WIDTH),
-            *_columns([save_row(change, node_id) for change in saves], SAVE_WIDTH),
-            # unnest fills up the shorter array: 64 times NULL sent cost 3 % of a batch, an empty array costs nothing.
-            [new_definition(change) for change in saves] if any(change.with_definition for change in saves) else (),
+            *_columns(saved, SAVE_WIDTH),
+            definitions,
         )
         if not fenced:
             raise LeaseLostError(f"the lease of node {node_id} has ended")
@@ -160,6 +169,26 @@ def _gid(change: Change) -> str:
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> Sequence[Sequence[Any]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _check_size(
+    batch: Sequence[Change],
+    creates: Sequence[tuple[Any, ...]],
+    saves: Sequence[tuple[Any, ...]],
+    definitions: Sequence[str | None],
+) -> None:
+    size = sum(map(len, filter(None, definitions)))
+    # The texts that are not bounded come last in both.
+    for *_, definition, progress, reason, result in creates:
+        size += len(definition) + len(progress) + len(reason) + len(result)
+    for *_, progress, reason, result in saves:
+        size += len(progress) + len(reason) + len(result)
+    if size <= _LARGEST_BATCH:
+        return
+    who = batch[0].tx.gid if len(batch) == 1 else f"a batch of {len(batch)} changes"
+    raise ValueError(
+        f"{who} has {size} characters, more than is written to PostgreSQL at once ({_LARGEST_BATCH}): make it smaller"
+    )
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -21,7 +21,8 @@ def is_done(change: Change, row: tuple[str, int, int] | None) -> Applied:
     """What became of a change that a batch did not write, from the (gid, token, epoch) found after it.
 
     It may have been written by an earlier run of the same batch: the token tells that of a `Create`; and of a
-    `Save` that its epoch is still there, since whatever anybody else does raises it.
+    `Save` that its epoch is still there, since whatever anybody else does raises it. A later save of the same
+    epoch may stand there, which contains this one.
     """
     if isinstance(change, Create):
         assert row is not None, "a create that wrote nothing has met a row"

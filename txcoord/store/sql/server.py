@@ -22,6 +22,9 @@ from txcoord.store.sql.store import SqlStore, Work, check_schema
 T = TypeVar("T")
 DriverConnection = TypeVar("DriverConnection")
 
+OWN_POOL_SIZE = 2
+"""Connections for the node's own work: a lease is prolonged also while a take-over is under way."""
+
 TRIES = 8
 """How often a transaction is tried that loses to deadlocks and lock time-outs."""
 
@@ -33,7 +36,8 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
     """A store on MySQL or PostgreSQL.
 
     Batches go over a driver connection of their own: at most one is under way, and it never waits for
-    a connection that a query holds. All else goes through SQLAlchemy's pool.
+    a connection that a query holds. All else goes through SQLAlchemy's pools: one for what clients ask, and one
+    for the node's own work, which clients cannot exhaust.
     """
 
     driver_errors: ClassVar[tuple[type[Exception], ...]]
@@ -45,6 +49,7 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
         self._url = url
         self._pool_size = pool_size
         self._engine: AsyncEngine | None = None
+        self._own_engine: AsyncEngine | None = None
         self._journal: DriverConnection | None = None
         self._journal_lock = asyncio.Lock()
 
@@ -81,16 +86,8 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
     # -- opening and closing ---------------------------------------------------------
 
     async def open(self) -> None:
-        self._engine = create_async_engine(
-            self._url,
-            pool_size=self._pool_size,
-            max_overflow=0,
-            pool_timeout=self._timeout_s,
-            pool_pre_ping=True,
-            pool_recycle=1800,
-            isolation_level="READ COMMITTED",
-            connect_args=self._connect_args(),
-        )
+        self._engine = self._make_engine(self._pool_size)
+        self._own_engine = self._make_engine(OWN_POOL_SIZE)
         try:
             async with self._bounded(), self._connection(self._engine) as connection:
                 await self._check_server(connection)
@@ -98,6 +95,18 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
         except BaseException:
             await self.close()
             raise
+
+    def _make_engine(self, pool_size: int) -> AsyncEngine:
+        return create_async_engine(
+            self._url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=self._timeout_s,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            isolation_level="READ COMMITTED",
+            connect_args=self._connect_args(),
+        )
 
     async def upgrade(self) -> None:
         """Bring the schema to this program's version."""
@@ -121,15 +130,17 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
             await engine.dispose()
 
     async def close(self) -> None:
-        engine, self._engine = self._engine, None
+        engines = (self._engine, self._own_engine)
+        self._engine = self._own_engine = None
         journal, self._journal = self._journal, None
         if journal is not None:
             self._drop_journal(journal)
-        if engine is not None:
-            # A server that hangs does not keep us from closing.
-            with suppress(TimeoutError, *self.driver_errors):
-                async with asyncio.timeout(self._timeout_s):
-                    await engine.dispose()
+        for engine in engines:
+            if engine is not None:
+                # A server that hangs does not keep us from closing.
+                with suppress(TimeoutError, *self.driver_errors):
+                    async with asyncio.timeout(self._timeout_s):
+                        await engine.dispose()
 
     # -- the journal -----------------------------------------------------------------
 
@@ -147,7 +158,7 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
                     raise
         # The connection may have died while nobody used it. To apply the batch again is harmless, even
         # if it was lost between the commit and its answer.
-        self._require_open()
+        self._require_open(self._engine)
         self._journal = connection = await self._connect_journal()
         return await self._apply_or_drop(connection, node_id, batch)
 
@@ -174,16 +185,17 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
 
     # -- everything else -------------------------------------------------------------
 
-    async def _read(self, work: Work[T]) -> T:
+    async def _read(self, work: Work[T], *, own: bool = False) -> T:
         async with self._bounded():
-            return await self._transact(work)
+            return await self._transact(work, own=own)
 
-    async def _write(self, work: Work[T]) -> T:
+    async def _write(self, work: Work[T], *, own: bool = False) -> T:
         async with self._bounded():
-            return await self._again_after_conflicts(lambda: self._transact(work))
+            return await self._again_after_conflicts(lambda: self._transact(work, own=own))
 
-    async def _transact(self, work: Work[T]) -> T:
-        async with self._connection(self._require_open()) as connection, connection.begin():
+    async def _transact(self, work: Work[T], *, own: bool) -> T:
+        engine = self._require_open(self._own_engine if own else self._engine)
+        async with self._connection(engine) as connection, connection.begin():
             return await connection.run_sync(work)
 
     @asynccontextmanager
@@ -198,10 +210,10 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
                 await connection.invalidate()
                 raise
 
-    def _require_open(self) -> AsyncEngine:
-        if self._engine is None:
+    def _require_open(self, engine: AsyncEngine | None) -> AsyncEngine:
+        if engine is None:
             raise StoreUnavailableError(f"the store {self._label} is not open")
-        return self._engine
+        return engine
 
     async def _again_after_conflicts(self, transaction: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(TRIES - 1):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import msgspec
+from msgspec.structs import replace
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -25,13 +27,16 @@ from sqlalchemy import (
     update,
 )
 
-from txcoord.errors import LeaseLostError
+from txcoord.errors import LeaseLostError, SchemaError
+from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
 from txcoord.store import codec
-from txcoord.store.base import ListQuery, Owned, Stored
+from txcoord.store.base import UNREADABLE_US, ListQuery, Owned, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
 from txcoord.store.sql.tables import global_transaction as gt
 from txcoord.store.sql.tables import node
+
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -60,8 +65,38 @@ _COLUMNS = (
 )
 
 
+_UNREADABLE = (msgspec.MsgspecError, ValueError, LookupError, TypeError, RecursionError)
+"""What is raised for a row with a word or a document that we do not know."""
+
+
 def stored_from(row: Sequence[Any]) -> Stored:
-    """Read one row of `_COLUMNS`."""
+    """Read one row of `_COLUMNS`.
+
+    Raises:
+        SchemaError: it was changed by hand, or written by a newer version.
+    """
+    try:
+        return _stored_from(row)
+    except _UNREADABLE as error:
+        raise SchemaError(
+            f"the stored transaction {row[3]} cannot be read ({str(error)[:200]}): "
+            "its row was changed by hand or written by a newer version of txcoord; mend the row, or start that version"
+        ) from error
+
+
+def _readable(rows: Sequence[Sequence[Any]]) -> tuple[Sequence[Stored], Sequence[int]]:
+    """Those that can be read, and the ids of the others, which are logged."""
+    found, unreadable = [], []
+    for row in rows:
+        try:
+            found.append(stored_from(row))
+        except SchemaError as error:
+            log.error("transaction cannot be read", gid=row[3], error=str(error))
+            unreadable.append(row[0])
+    return found, unreadable
+
+
+def _stored_from(row: Sequence[Any]) -> Stored:
     (
         row_id,
         owner,
@@ -153,7 +188,16 @@ def fence_dead(connection: Connection, clock_us: ColumnElement[int]) -> Sequence
 def park_all_of(connection: Connection, *, node_id: int, now_us: int, limit: int) -> int:
     """Park what a fenced node owns. Relies on: index (owner, due_us)."""
     ids = _lock(connection, select(gt.c.id).where(gt.c.owner == node_id).limit(limit))
-    return _park(connection, ids, now_us=now_us)
+    return _park(connection, ids, due_us=now_us)
+
+
+def owners_without_node(connection: Connection) -> Sequence[int]:
+    """Who owns transactions and has no row. Relies on: index (owner, due_us), all that is owned in it.
+
+    A node has its row before it owns anything, and until it owns nothing; without one it cannot write.
+    """
+    orphans = select(gt.c.owner).distinct().where(gt.c.owner > PARKED, gt.c.owner.not_in(select(node.c.id)))
+    return connection.scalars(orphans).all()
 
 
 def forget_node(connection: Connection, *, node_id: int) -> None:
@@ -168,18 +212,18 @@ def forget_node(connection: Connection, *, node_id: int) -> None:
 def take_over_due(
     connection: Connection, clock_us: ColumnElement[int], *, node_id: int, now_us: int, limit: int
 ) -> Sequence[Owned]:
-    """Relies on: index (owner, due_us), read in its order; SKIP LOCKED, so that each row goes to one node."""
+    """Relies on: index (owner, due_us), read in its order; SKIP LOCKED, so that each row goes to one node.
+
+    What cannot be read comes first each time: it is put off, or nothing behind it would ever be taken.
+    """
     check_lease(connection, clock_us, node_id=node_id)
     due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us).limit(limit)
     rows = connection.execute(due.with_for_update(skip_locked=True)).all()
-    if rows:
-        mine = (
-            update(gt)
-            .where(among(connection, gt.c.id, [row[0] for row in rows]))
-            .values(owner=node_id, epoch=gt.c.epoch + 1)
-        )
-        connection.execute(mine)
-    found = map(stored_from, rows)
+    found, unreadable = _readable(rows)
+    if found:
+        mine = update(gt).where(among(connection, gt.c.id, [stored.id for stored in found]))
+        connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
+    _park(connection, unreadable, due_us=now_us + UNREADABLE_US)
     return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
 
 
@@ -212,7 +256,7 @@ def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us
     for start in range(0, len(gids), CHUNK):
         mine = select(gt.c.id).where(among(connection, gt.c.gid, gids[start : start + CHUNK]), gt.c.owner == node_id)
         ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
-        total += _park(connection, ids, now_us=now_us)
+        total += _park(connection, ids, due_us=now_us)
     return total
 
 
@@ -220,11 +264,11 @@ CHUNK = 500
 """Rows that one statement names, and that one transaction parks."""
 
 
-def _park(connection: Connection, ids: Sequence[int], *, now_us: int) -> int:
+def _park(connection: Connection, ids: Sequence[int], *, due_us: int) -> int:
     if ids:
         # The rows are locked by this transaction, so nothing has to be compared again.
         parked = (
-            update(gt).where(among(connection, gt.c.id, ids)).values(owner=PARKED, due_us=now_us, epoch=gt.c.epoch + 1)
+            update(gt).where(among(connection, gt.c.id, ids)).values(owner=PARKED, due_us=due_us, epoch=gt.c.epoch + 1)
         )
         connection.execute(parked)
     return len(ids)
@@ -248,6 +292,25 @@ def find(connection: Connection, *, gid: str, lock: bool = False) -> Stored | No
 
 
 def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stored]:
+    """A page is filled up behind rows that cannot be read: a short one would end the listing."""
+    found: list[Stored] = []
+    skipped = 0
+    while True:
+        rows = _page(connection, query)
+        readable, unreadable = _readable(rows)
+        found += readable
+        skipped += len(unreadable)
+        if not unreadable or len(rows) < query.limit:
+            return found
+        if skipped > _MOST_SKIPPED:
+            raise SchemaError(
+                f"{skipped} stored transactions cannot be read, such as {rows[-1][3]}: "
+                "they were written by a newer version of txcoord; start that version"
+            )
+        query = replace(query, limit=len(unreadable), before_id=rows[-1][0])
+
+
+def _page(connection: Connection, query: ListQuery) -> Sequence[Sequence[Any]]:
     """Relies on: the primary key, read backwards; for an unfinished status on index (owner, due_us).
 
     Of a million finished rows none is looked at to find the few unfinished: the sum in ORDER BY keeps the planner from
@@ -270,13 +333,14 @@ def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stor
         ids = ids.where(gt.c.owner.is_not(None)).order_by((gt.c.id + 0).desc())
         ids = ids.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
     page = connection.scalars(ids).all()
-    rows = (
-        connection.execute(select(*_COLUMNS).where(among(connection, gt.c.id, page)).order_by(gt.c.id.desc()))
-        if page
-        else ()
-    )
-    return [stored_from(row) for row in rows]
+    if not page:
+        return ()
+    rows = select(*_COLUMNS).where(among(connection, gt.c.id, page)).order_by(gt.c.id.desc())
+    return connection.execute(rows).all()
 
+
+_MOST_SKIPPED = 1000
+"""Rows in a row that cannot be read, before a listing gives up."""
 
 OWNER_DUE_INDEX = "ix_global_transaction_owner_due"
 
@@ -285,7 +349,8 @@ def count_by_status(connection: Connection) -> dict[Status, int]:
     """Relies on: index (owner, due_us), which alone says what is unfinished."""
     counts = select(gt.c.status, func.count()).where(gt.c.owner.is_not(None)).group_by(gt.c.status)
     counts = counts.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
-    return {_STATUSES[status]: count for status, count in connection.execute(counts)}
+    # A word that we do not know is a row's that cannot be read.
+    return {_STATUSES[status]: count for status, count in connection.execute(counts) if status in _STATUSES}
 
 
 def force_stop(connection: Connection, *, gid: str, now_us: int, reason: str) -> Stored | None:

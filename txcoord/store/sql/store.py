@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from txcoord.errors import SchemaError
 from txcoord.model import MICROSECONDS, Status
-from txcoord.store.base import Applied, Change, ListQuery, Owned, Stored
+from txcoord.store.base import ORPHANS_S, Applied, Change, ListQuery, Owned, Stored
 from txcoord.store.migrations import HEAD, version_of
 from txcoord.store.sql import statements
 
@@ -26,6 +28,7 @@ class SqlStore(ABC):
         self._label = label
         """How messages name this store: its URL without the password."""
         self._timeout_s = timeout_s
+        self._next_orphans_s = -math.inf
 
     @abstractmethod
     async def open(self) -> None: ...
@@ -37,11 +40,15 @@ class SqlStore(ABC):
     async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]: ...
 
     @abstractmethod
-    async def _read(self, work: Work[T]) -> T:
-        """Do it in one transaction that writes nothing; raise StoreUnavailableError within the time-out."""
+    async def _read(self, work: Work[T], *, own: bool = False) -> T:
+        """Do it in one transaction that writes nothing; raise StoreUnavailableError within the time-out.
+
+        The node's `own` work does not wait for what clients ask for: with enough slow listings at once the
+        lease would end.
+        """
 
     @abstractmethod
-    async def _write(self, work: Work[T]) -> T:
+    async def _write(self, work: Work[T], *, own: bool = False) -> T:
         """Do it in one transaction and commit; after a deadlock or lock time-out again, a few times."""
 
     @abstractmethod
@@ -53,30 +60,35 @@ class SqlStore(ABC):
 
     async def join(self, *, name: str, lease_s: float) -> int:
         clock, lease = self._clock_us(), _lease_us(lease_s)
-        return await self._write(lambda c: statements.join(c, clock, name=name, lease_us=lease))
+        return await self._write(lambda c: statements.join(c, clock, name=name, lease_us=lease), own=True)
 
     async def renew(self, node_id: int, *, lease_s: float) -> bool:
         clock, lease = self._clock_us(), _lease_us(lease_s)
-        return await self._write(lambda c: statements.renew(c, clock, node_id=node_id, lease_us=lease))
+        return await self._write(lambda c: statements.renew(c, clock, node_id=node_id, lease_us=lease), own=True)
 
     async def leave(self, node_id: int, *, now_us: int) -> None:
         # Committed first: no batch of this node takes effect after its transactions were parked.
-        await self._write(lambda c: statements.fence(c, node_id=node_id))
+        await self._write(lambda c: statements.fence(c, node_id=node_id), own=True)
         await self._park_all_of(node_id, now_us=now_us, limit=None)
 
     async def release_dead(self, *, now_us: int, limit: int) -> int:
         clock = self._clock_us()
-        dead = await self._write(lambda c: statements.fence_dead(c, clock))
+        dead = list(await self._write(lambda c: statements.fence_dead(c, clock), own=True))
+        looks_for_orphans = time.monotonic() >= self._next_orphans_s
+        if looks_for_orphans:
+            dead += await self._read(statements.owners_without_node, own=True)
         parked = 0
         for node_id in dead:
             if parked < limit:
                 parked += await self._park_all_of(node_id, now_us=now_us, limit=limit - parked)
+        if looks_for_orphans and parked < limit:
+            self._next_orphans_s = time.monotonic() + ORPHANS_S
         return parked
 
     async def take_over_due(self, node_id: int, *, now_us: int, limit: int) -> Sequence[Owned]:
         clock = self._clock_us()
         return await self._write(
-            lambda c: statements.take_over_due(c, clock, node_id=node_id, now_us=now_us, limit=limit)
+            lambda c: statements.take_over_due(c, clock, node_id=node_id, now_us=now_us, limit=limit), own=True
         )
 
     async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
@@ -84,13 +96,13 @@ class SqlStore(ABC):
         return await self._write(lambda c: statements.claim_prepared(c, clock, node_id=node_id, gid=gid))
 
     async def next_due_us(self) -> int | None:
-        return await self._read(statements.next_due_us)
+        return await self._read(statements.next_due_us, own=True)
 
     async def owned(self, node_id: int) -> Sequence[tuple[str, int]]:
-        return await self._read(lambda c: statements.owned(c, node_id=node_id))
+        return await self._read(lambda c: statements.owned(c, node_id=node_id), own=True)
 
     async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
-        return await self._write(lambda c: statements.release(c, node_id=node_id, gids=gids, now_us=now_us))
+        return await self._write(lambda c: statements.release(c, node_id=node_id, gids=gids, now_us=now_us), own=True)
 
     async def find(self, gid: str) -> Stored | None:
         return await self._read(lambda c: statements.find(c, gid=gid))
@@ -115,10 +127,11 @@ class SqlStore(ABC):
         parked = 0
         while limit is None or parked < limit:
             chunk = statements.CHUNK if limit is None else min(statements.CHUNK, limit - parked)
-            count = await self._write(partial(statements.park_all_of, node_id=node_id, now_us=now_us, limit=chunk))
+            park = partial(statements.park_all_of, node_id=node_id, now_us=now_us, limit=chunk)
+            count = await self._write(park, own=True)
             parked += count
             if count < chunk:
-                await self._write(lambda c: statements.forget_node(c, node_id=node_id))
+                await self._write(lambda c: statements.forget_node(c, node_id=node_id), own=True)
                 break
         return parked
 
