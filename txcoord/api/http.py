@@ -167,13 +167,14 @@ class HttpApi:
             return route.of_error(replies.of_error(error) or replies.of_bug(error, where=scope["path"]))
 
     async def _read_body(self, receive: Receive) -> bytes:
-        body, more = await _read_piece(receive)
-        if more:
-            try:
-                async with asyncio.timeout(BODY_TIMEOUT_S):
+        # From the start: a client that announces a body and sends none would be kept for ever.
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body, more = await _read_piece(receive)
+                if more:
                     return await self._read_on(receive, body)
-            except TimeoutError:
-                raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
+        except TimeoutError:
+            raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s") from None
         if len(body) > self._max_body_bytes:
             raise self._too_large()
         return body
