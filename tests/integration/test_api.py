@@ -225,7 +225,7 @@ async def test_a_finished_saga_is_not_submitted_again(http: httpx.AsyncClient) -
         ({"gid": "g\u0000"}, 400, "gid"),
         ({"gid": "g" * 200}, 400, "gid has 200 characters"),
         ({"trans_type": ""}, 400, "trans_type"),
-        ({"trans_type": "tcc"}, 400, "trans_type 'tcc' is not offered"),
+        ({"trans_type": "xa"}, 400, "trans_type 'xa' is not offered"),
         ({"payloads": []}, 400, "payloads has 0 entries for 1 steps"),
         ({"steps": [{"action": "ftp://x"}]}, 400, "ftp://x"),
         ({"custom_data": '{"orders":{"0":[0]}}'}, 400, "orders can never be met"),
@@ -287,8 +287,8 @@ def exchange(server: Process, request: bytes, *, is_all: bool = False) -> bytes:
         return answer
 
 
-def request_with(body: bytes, *, headers: str = "") -> bytes:
-    head = f"POST {DTM}/submit HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}"
+def request_with(body: bytes, *, headers: str = "", path: str = "submit") -> bytes:
+    head = f"POST {DTM}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -334,9 +334,9 @@ def test_a_chunked_body_has_a_bound(server: Process) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=st.binary(max_size=200))
-def test_rubbish_bodies_are_refused(server: Process, body: bytes) -> None:
-    assert exchange(server, request_with(body)).startswith(b"HTTP/1.1 400 ")
+@given(body=st.binary(max_size=200), path=st.sampled_from(["submit", "prepare", "abort", "registerBranch"]))
+def test_rubbish_bodies_are_refused(server: Process, body: bytes, path: str) -> None:
+    assert exchange(server, request_with(body, path=path)).startswith(b"HTTP/1.1 400 ")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -354,6 +354,58 @@ def test_rubbish_fields_never_break_the_server(server: Process, body: dict[str, 
     text = json.dumps(body).encode()
 
     assert exchange(server, request_with(text))[9:12] in (b"200", b"400", b"413", b"409")
+
+
+RUBBISH = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text(), max_size=2)
+
+
+@pytest.fixture(scope="module")
+def prepared_gid(server: Process) -> Iterator[str]:
+    """A TCC that takes branches; whatever it took, it can be cancelled in the end."""
+    gid = f"rubbish-{uuid4().hex}"
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        body = {"gid": gid, "trans_type": "tcc", "timeout_to_fail": 3600}
+        assert http.post(f"{DTM}/prepare", json=body).status_code == 200
+        yield gid
+        assert http.post(f"{DTM}/abort", json=body).json() == {"dtm_result": "SUCCESS"}
+        assert http.get(f"{DTM}/query", params={"gid": gid}).json()["transaction"]["status"] in ("aborting", "failed")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    # Mostly right, so that what is wrong is not always the gid.
+    fields=st.fixed_dictionaries(
+        {},
+        optional={
+            "branch_id": st.text(max_size=200) | RUBBISH,
+            "data": st.text() | RUBBISH,
+            "confirm": st.text().map("http://".__add__) | st.just("") | RUBBISH,
+            "cancel": st.text().map("http://".__add__) | st.just("") | RUBBISH,
+            "gid": RUBBISH,
+            "trans_type": RUBBISH,
+            "op": RUBBISH,
+        },
+    ),
+    more=st.dictionaries(st.text(max_size=100), st.text() | RUBBISH, max_size=2),
+    ascii_only=st.booleans(),
+)
+def test_rubbish_branches_never_break_the_server(
+    server: Process, prepared_gid: str, fields: dict[str, Any], more: dict[str, Any], ascii_only: bool
+) -> None:
+    body = more | {"gid": prepared_gid, "trans_type": "tcc", "branch_id": "01"} | fields
+    text = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+
+    assert exchange(server, request_with(text, path="registerBranch"))[9:12] in (b"200", b"400", b"413", b"409")
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"\\udc00x"', "1", "[]", "{}", "true", "1e400", '"\\u0000"'])
+@pytest.mark.parametrize("key", ["gid", "trans_type", "branch_id", "data", "confirm", "cancel", "other"])
+def test_values_of_a_branch_that_no_text_can_hold(server: Process, prepared_gid: str, key: str, text: str) -> None:
+    good = {"gid": prepared_gid, "trans_type": "tcc", "branch_id": "02", "data": "", "confirm": "", "cancel": ""}
+    members = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in good.items() if name != key]
+    body = "{" + ",".join([*members, f'"{key}":{text}']) + "}"
+
+    assert exchange(server, request_with(body.encode(), path="registerBranch"))[9:12] in (b"200", b"400")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

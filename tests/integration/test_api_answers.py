@@ -654,7 +654,7 @@ async def test_reset_cron_time_and_its_defaults(http: httpx.AsyncClient, service
 # -- rubbish --------------------------------------------------------------------------
 
 SEGMENTS = st.sampled_from(
-    ["submit", "prepare", "abort", "forceStop", "resetNextCronTime", "registerBranch", "all", ""]
+    ["submit", "prepare", "abort", "forceStop", "resetNextCronTime", "registerBranch", "registerTccBranch", "all", ""]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -662,7 +662,8 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 BODIES = st.binary(max_size=100) | st.dictionaries(
-    st.sampled_from(["gid", "GID", "trans_type", "steps", "payloads", "custom_data", "wait_result", "retry_limit"]),
+    st.sampled_from(["gid", "GID", "trans_type", "steps", "payloads", "custom_data", "wait_result", "retry_limit"])
+    | st.sampled_from(["branch_id", "data", "confirm", "cancel"]),
     VALUES,
 ).map(lambda body: json.dumps(body).encode())
 

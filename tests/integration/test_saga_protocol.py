@@ -7,101 +7,10 @@ action of step 1, then of step 2; P prepared, S succeed, F failed.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
-from typing import Any
-from uuid import uuid4
 
-import httpx
-import pytest
-
-from tests.e2e.harness import Process, coordinator, store_for
+from tests.integration.dtm import Dtm, moment, seconds_ahead
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
-
-LETTERS = {"prepared": "P", "succeed": "S", "failed": "F"}
-
-
-@pytest.fixture(scope="module", params=["sqlite", "mysql", "postgres"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(store_for(request, folder), folder)
-    try:
-        process.start()
-        yield process
-    finally:
-        process.close()
-
-
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
-class Dtm:
-    """DTM's API as a client sees it."""
-
-    def __init__(self, http: httpx.AsyncClient, participant: Participant) -> None:
-        self._http = http
-        self._participant = participant
-        self.gid = f"g-{uuid4().hex}"
-
-    async def submit(self, **changes: Any) -> httpx.Response:
-        """Submit a saga of two steps, `out` and `in`."""
-        url = self._participant.url
-        body: dict[str, Any] = {
-            "gid": self.gid,
-            "trans_type": "saga",
-            "steps": [
-                {"action": f"{url}/out", "compensate": f"{url}/out-revert"},
-                {"action": f"{url}/in", "compensate": f"{url}/in-revert"},
-            ],
-            "payloads": ['{"amount":30}', '{"amount":30}'],
-        }
-        return await self._http.post("/api/dtmsvr/submit", json=body | changes)
-
-    async def post(self, path: str) -> httpx.Response:
-        return await self._http.post(f"/api/dtmsvr/{path}", json={"gid": self.gid})
-
-    async def query(self) -> dict[str, Any]:
-        answer = await self._http.get("/api/dtmsvr/query", params={"gid": self.gid})
-        assert answer.status_code == 200
-        found: dict[str, Any] = answer.json()
-        return found
-
-    async def transaction(self) -> dict[str, Any]:
-        found: dict[str, Any] = (await self.query())["transaction"]
-        return found
-
-    async def rows(self) -> str:
-        return "".join(LETTERS[branch["status"]] for branch in (await self.query())["branches"])
-
-    async def ends(self, status: str, rows: str) -> dict[str, Any]:
-        """Wait for a status, and check the rows."""
-        async with asyncio.timeout(15):
-            while (transaction := await self.transaction())["status"] != status:
-                await asyncio.sleep(0.02)
-        assert await self.rows() == rows
-        return transaction
-
-    async def cron(self) -> None:
-        """What a turn of the cron does for this transaction: it becomes due once it is parked."""
-        await self.parked()
-        assert (await self.post("resetNextCronTime")).status_code == 200
-
-    async def parked(self) -> dict[str, Any]:
-        async with asyncio.timeout(15):
-            while not (transaction := await self.transaction()).get("next_cron_time"):
-                await asyncio.sleep(0.02)
-        return transaction
-
-
-@pytest.fixture
-async def dtm(server: Process, participant: Participant) -> AsyncIterator[Dtm]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=20) as http:
-        yield Dtm(http, participant)
 
 
 def concurrent(**orders: list[int]) -> str:
@@ -223,7 +132,7 @@ async def test_concurrent_compensation_waits_for_actions_in_flight(dtm: Dtm, par
     gate = participant.hold("in")
     participant.script("out", failure("no"))
     await dtm.submit(custom_data=concurrent())
-    await dtm_status(dtm, "aborting")
+    await dtm.reaches("aborting")
     assert sorted(participant.calls(dtm.gid)) == ["in", "out"]
     gate.set()
     await dtm.ends("failed", "SFSS")
@@ -359,17 +268,3 @@ async def test_force_stop_calls_nothing_more(dtm: Dtm, participant: Participant)
     assert again.status_code == 409
     assert again.json()["message"] == "global transaction force stop error. status: failed. error: FAILURE"
     assert participant.calls(dtm.gid) == ["out"]
-
-
-async def dtm_status(dtm: Dtm, status: str) -> None:
-    async with asyncio.timeout(10):
-        while (await dtm.transaction())["status"] != status:
-            await asyncio.sleep(0.02)
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def seconds_ahead(transaction: dict[str, Any]) -> float:
-    return (moment(transaction["next_cron_time"]) - datetime.now(UTC)).total_seconds()
