@@ -321,6 +321,8 @@ class MariaDB(Server):
                 self._programs["install"],
                 "--no-defaults",
                 f"--datadir={self.folder / 'data'}",
+                # A server that starts removes temporary tables of others from a folder that it shares with them.
+                f"--tmpdir={self.folder}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 "--skip-name-resolve",
