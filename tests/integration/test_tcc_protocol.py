@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 
-from conftest import MakeDatabase
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.dtm import Dtm, moment
 from tests.integration.purses import BALANCE, Purses
@@ -458,7 +457,7 @@ async def test_a_forced_stop_calls_nothing_more(tcc: Tcc, participant: Participa
 
 
 @pytest.fixture
-async def purses(request: pytest.FixtureRequest, make_database: MakeDatabase) -> AsyncIterator[Purses]:
+async def purses(request: pytest.FixtureRequest, make_database: Callable[[str], str]) -> AsyncIterator[Purses]:
     """Purses in a database of the kind that the coordinator's store is."""
     kind: str = request.node.callspec.params["server"]
     async with Purses(make_database(kind)) as made:
