@@ -3,6 +3,9 @@
 Each runs as its own process on its own SQLite file, protected by the SDK's barrier. What
 really happened is read from their tables, not from what the coordinator says.
 
+Of a saga, an action moves the money and a compensation moves it back. Of a TCC, a try freezes
+it, a confirm moves what is frozen, a cancel thaws it.
+
 They misbehave on purpose, by the gid, so that a run can be repeated: some transfers are
 refused, some calls are answered with 500 after their effect was committed.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -26,6 +30,17 @@ from txcoord_sdk.barrier import BranchBarrier, create_table_sync
 
 REFUSED_PERCENT = 15
 LOST_ANSWER_PERCENT = 10
+
+OPENING_BALANCE = 1_000_000_000
+
+_MOVES: Mapping[str, tuple[int, int]] = {
+    "action": (1, 0),
+    "compensate": (-1, 0),
+    "try": (0, 1),
+    "confirm": (1, -1),
+    "cancel": (0, -1),
+}
+"""Op → what becomes of the amount, in the balance and in what is frozen."""
 
 
 def chance(gid: str, what: str) -> int:
@@ -48,22 +63,27 @@ class Account:
         with closing(self._connect()) as connection:
             connection.execute("pragma journal_mode = wal")
             connection.execute("create table if not exists effects (gid text, op text, amount integer)")
+            connection.execute("create table if not exists account (balance integer, frozen integer)")
+            connection.execute(
+                "insert into account select ?, 0 where not exists (select * from account)", (OPENING_BALANCE,)
+            )
             connection.commit()
             create_table_sync(connection)
             connection.commit()
 
-    def handle(self, gid: str, branch_id: str, op: str, amount: int) -> int:
+    def handle(self, trans_type: str, gid: str, branch_id: str, op: str, amount: int) -> int:
         """Carry out one branch operation; return the HTTP status to answer."""
-        if op == "action" and is_refused(gid, self.name):
+        if op in ("action", "try") and is_refused(gid, self.name):
             return 409
-        signed = amount if op == "action" else -amount
+        moved, frozen = (sign * amount for sign in _MOVES[op])
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("insert into effects values (?, ?, ?)", (gid, op, signed))
+            connection.execute("insert into effects values (?, ?, ?)", (gid, op, moved))
+            connection.execute("update account set balance = balance + ?, frozen = frozen + ?", (moved, frozen))
 
         with closing(self._connect()) as connection:
             connection.execute("begin immediate")
-            BranchBarrier("saga", gid, branch_id, op).call_sync(connection, write)
+            BranchBarrier(trans_type, gid, branch_id, op).call_sync(connection, write)
             connection.commit()
         first = (gid, op) not in self._answered
         self._answered.add((gid, op))
@@ -78,7 +98,7 @@ def app(account: Account) -> Starlette:
         query = request.query_params
         body = await request.json()
         status = await run_in_threadpool(
-            account.handle, query["gid"], query["branch_id"], query["op"], int(body["amount"])
+            account.handle, query["trans_type"], query["gid"], query["branch_id"], query["op"], int(body["amount"])
         )
         return JSONResponse({"status": status}, status_code=status)
 

@@ -163,6 +163,15 @@ class Bank:
             saga.step(url, url, {"amount": self.AMOUNT})
         return saga
 
+    def balances(self) -> dict[str, tuple[int, int]]:
+        """account → its balance, and what is frozen."""
+        found = {}
+        for account, file in self._files.items():
+            with closing(sqlite3.connect(file)) as connection:
+                [(balance, frozen)] = connection.execute("select balance, frozen from account")
+                found[account] = (balance, frozen)
+        return found
+
     def effects(self) -> dict[str, Counter[tuple[str, str]]]:
         """gid → how often each (account, op) took effect."""
         found: dict[str, Counter[tuple[str, str]]] = {}
