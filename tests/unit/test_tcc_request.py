@@ -200,3 +200,13 @@ def test_whatever_is_asked_for_in_whatever_order_there_is_one_decision(asked: li
     )
     branches = accepted[: accepted.index(decisions[0])] if decisions else accepted
     assert [op.branch_id for op in tcc.branches[::2]] == list(dict.fromkeys(branches)), "each once, in order"
+
+
+def test_the_data_of_all_branches_together_is_bounded() -> None:
+    tcc = prepared()
+    small = Limits(max_payload_bytes=10)
+    for number in range(4):
+        tcc = registered(tcc, registration(f"0{number}", data=b"x" * 10), small, now_us=LATER_US)
+
+    with pytest.raises(RequestTooLargeError, match="would have 41 bytes: at most 4 times max_payload_bytes"):
+        registered(tcc, registration("05", data=b"x"), small, now_us=LATER_US)

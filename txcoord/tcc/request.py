@@ -20,6 +20,7 @@ from txcoord.request import (
 )
 
 MAX_BRANCH_ID_LENGTH = 128
+_PAYLOADS_AT_MOST = 4
 
 
 def build_tcc(
@@ -68,6 +69,13 @@ def registered(tcc: GlobalTransaction, branch: BranchRegistration, limits: Limit
         )
     if len(tcc.branches) // 2 >= limits.max_branches:
         raise RequestTooLargeError(f"{tcc.gid} has {limits.max_branches} branches, which is the most (max_branches)")
+    # They are kept in one row: together they may not be larger than a request that brings all of them at once.
+    size = sum(len(op.payload) for op in tcc.branches[::2]) + len(branch.data)
+    if size > _PAYLOADS_AT_MOST * limits.max_payload_bytes:
+        raise RequestTooLargeError(
+            f"the data of all branches of {tcc.gid} would have {size} bytes:"
+            f" at most {_PAYLOADS_AT_MOST} times max_payload_bytes are allowed"
+        )
     return tcc.replace(branches=(*tcc.branches, *ops), updated_us=tcc.updated_at(now_us))
 
 
