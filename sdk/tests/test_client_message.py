@@ -411,7 +411,7 @@ def test_a_connection_or_work_of_the_wrong_kind_is_refused(server: ScriptedCoord
 
     async def wrong_async(coordinator: AsyncCoordinator) -> None:
         async with aiosqlite.connect(users.path) as connection:
-            await coordinator.do_and_submit(message(), CHECK, connection, lambda _: None)  # type: ignore[arg-type, return-value]
+            await coordinator.do_and_submit(message(), CHECK, connection, lambda _: None)
 
     coordinator = users.client._coordinator
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -106,7 +106,7 @@ class AsyncCoordinator(Operations):
         message: Message,
         query_prepared: str,
         connection: C,
-        work: Callable[[C], Awaitable[object]],
+        work: Callable[[C], Any],
         *,
         table: str | None = None,
     ) -> str:
@@ -247,7 +247,7 @@ class Coordinator(Operations):
         message: Message,
         query_prepared: str,
         connection: C,
-        work: Callable[[C], object],
+        work: Callable[[C], Any],
         *,
         table: str | None = None,
     ) -> str:
