@@ -32,7 +32,8 @@ FROM coordinator AS examples
 USER root
 COPY sdk /build/sdk
 RUN pip install "/build/sdk[all]"
-COPY examples/__init__.py examples/service.py examples/order.py examples/storage.py examples/bff.py /app/examples/
+COPY examples/__init__.py examples/service.py examples/order.py examples/storage.py examples/bff.py \
+    examples/users.py examples/gift.py examples/mail.py /app/examples/
 USER txcoord
 ENV PYTHONPATH=/app
 # Each service says in docker-compose.yml how its health is asked for.

@@ -41,6 +41,12 @@ class OrderLine(BaseModel):
     """The gid of the global transaction; it names the order, too."""
 
 
+class NewUser(BaseModel):
+    """A user who registers, and the body of what follows from it."""
+
+    name: str = Field(min_length=1, max_length=60)
+
+
 def open_engine(database: str) -> AsyncEngine:
     """Make the engine for a database URL such as sqlite:///order.db or mysql://user:password@host/orders."""
     url = make_url(database)

@@ -22,6 +22,8 @@ class MoveTo(Struct, frozen=True):
     reason: str = ""
     reached: frozenset[int] = frozenset()
     """Operations to be marked `reached` with it."""
+    given_up: frozenset[int] = frozenset()
+    """Operations that are failed with it, because they are not called again."""
 
 
 class Wait(Struct, frozen=True):

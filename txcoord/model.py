@@ -104,6 +104,8 @@ class BranchOp(Struct, frozen=True, kw_only=True):
     """Calls since the last understood answer that ended without one."""
     refusals: int = 0
     """Answers of failure in a row from an operation that has no way to fail."""
+    in_vain: int = 0
+    """Calls that did not succeed, in all; counted only where there is a limit to them."""
     due_us: int = 0
     """Not to be called before this instant."""
     finished_us: int | None = None
@@ -126,6 +128,14 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrent: bool = False
     orders: dict[int, tuple[int, ...]] = {}
     """Saga: step → steps that must have succeeded before it, 0-based."""
+    delay_us: int = 0
+    """Message: from the submit to the first call."""
+    max_attempts: int = 0
+    """Message: how often an action is called before it is given up; 0: until it succeeds."""
+    give_up_after_us: int = 0
+    """Message: how long after the submit what has not succeeded is given up; 0: never."""
+    give_up_at_us: int = 0
+    """Message: the instant that this comes to, settled when it is submitted."""
 
 
 class GlobalTransaction(Struct, frozen=True, kw_only=True):
@@ -135,7 +145,7 @@ class GlobalTransaction(Struct, frozen=True, kw_only=True):
     pattern: Pattern
     status: Status
     branches: tuple[BranchOp, ...] = ()
-    """Saga: compensate and action of step 1, then of step 2, …"""
+    """Saga: compensate and action of step 1, then of step 2, … Message: the actions, then the check-back."""
     options: Options = Options()
     protocol: str = "http"
     query_prepared: str = ""
@@ -144,7 +154,7 @@ class GlobalTransaction(Struct, frozen=True, kw_only=True):
     created_us: int
     updated_us: int
     deadline_us: int | None = None
-    """Latest moment to go on forward."""
+    """Latest moment to go on forward; of a message, to be submitted without being asked."""
     due_us: int | None = None
     """When somebody has to look at it next, if nobody drives it now."""
     finished_us: int | None = None

@@ -37,6 +37,12 @@ JSON_RPC_INTERNAL_ERROR = -32603
 METHOD_PARAMETER = "method"
 """In the URL of a branch: the method to be called over JSON-RPC."""
 
+TOPIC_SCHEME = "topic://"
+"""Begins an action of a message that is meant for all subscribers of a topic."""
+
+CHECK_BACK_BRANCH = "00"
+"""`branch_id` of the question to a message's initiator whether its local transaction was committed."""
+
 QUERY_PARAMETERS = ("branch_id", "gid", "op", "trans_type")
 """Added to the URL of each branch call, in this order."""
 

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from random import Random
 
-from txcoord.model import Attempt, BranchOp, Op, OpStatus, Outcome
+from txcoord.model import Attempt, BranchOp, Op, OpStatus, Outcome, Pattern
 from txcoord.retry import RetryPolicy, error_delay_us, ongoing_delay_us
 
 MAY_FAIL = frozenset({Op.ACTION, Op.TRY})
 """Ops that may answer "failure" for good. The others were promised to succeed in the end,
 so a failure of theirs is an error like any other, and repeated."""
 
+_MAY_FAIL_IN_MSG = frozenset({Op.MSG})
+"""What a message does comes after the decision: only the question for it may be answered with failure."""
+
+
+def may_fail_in(pattern: Pattern) -> Container[Op]:
+    """Which ops may fail for good in a transaction of this pattern."""
+    return _MAY_FAIL_IN_MSG if pattern is Pattern.MSG else MAY_FAIL
+
 
 def record_call(
-    op: BranchOp, attempt: Attempt, *, now_us: int, policy: RetryPolicy, random: Random, attempts_kept: int
+    op: BranchOp,
+    attempt: Attempt,
+    *,
+    now_us: int,
+    policy: RetryPolicy,
+    random: Random,
+    attempts_kept: int,
+    may_fail: Container[Op] = MAY_FAIL,
+    max_attempts: int = 0,
 ) -> BranchOp:
-    """Return the operation as it stands after `attempt`."""
+    """Return the operation as it stands after `attempt`.
+
+    Args:
+        max_attempts: after so many calls in vain it is given up, as failed; 0: never.
+    """
     attempts = (*op.attempts, attempt)[-attempts_kept:]
     if attempt.outcome is Outcome.SUCCESS:
         return op.replace(
             status=OpStatus.SUCCEEDED, failures=0, refusals=0, due_us=0, finished_us=now_us, attempts=attempts
         )
-    if attempt.outcome is Outcome.FAILURE and op.op in MAY_FAIL:
+    if attempt.outcome is Outcome.FAILURE and op.op in may_fail:
         return op.replace(status=OpStatus.FAILED, failures=0, due_us=0, finished_us=now_us, attempts=attempts)
+    if max_attempts:
+        op = op.replace(in_vain=op.in_vain + 1)
+        if op.in_vain >= max_attempts:
+            return op.replace(status=OpStatus.FAILED, due_us=0, finished_us=now_us, attempts=attempts)
     if attempt.outcome is Outcome.ONGOING:
         return op.replace(failures=0, refusals=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
     failures = op.failures + 1

@@ -17,6 +17,9 @@ from txcoord.errors import (
 from txcoord.gid import make_gid
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
+from txcoord.msg.request import aborted as aborted_msg
+from txcoord.msg.request import build_msg
+from txcoord.msg.request import submitted as submitted_msg
 from txcoord.request import BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
 from txcoord.saga.decide import REASON_LENGTH
 from txcoord.saga.request import build_saga
@@ -27,7 +30,7 @@ log = get_logger()
 
 FORCE_STOPPED = "stopped by an operator (forceStop); nothing was compensated"
 
-_OFFERED = (Pattern.SAGA, Pattern.TCC)
+_OFFERED = (Pattern.SAGA, Pattern.TCC, Pattern.MSG)
 
 
 class Service:
@@ -48,7 +51,7 @@ class Service:
         Args:
             far_due_s: from how far ahead `reset_cron_time` takes transactions, unless it
                 is told (DTM: three times its default timeout of 35 s).
-            default_timeout_s: how long a TCC transaction may stay prepared, unless it says so.
+            default_timeout_s: how long a TCC transaction or a message may stay prepared, unless it says so.
         """
         self._engine = engine
         self._store = store
@@ -78,6 +81,8 @@ class Service:
         self._check_offered(request.trans_type)
         if request.trans_type == Pattern.TCC:
             return await self._submit_tcc(request)
+        if request.trans_type == Pattern.MSG:
+            return await self._submit_msg(request)
         saga = build_saga(request, self._limits, now_us=self._clock.now_us())
         live = self._engine.find_live(saga.gid)
         if live is None:
@@ -102,12 +107,27 @@ class Service:
             return await self._engine.change(gid, forward, wait=request.wait_result)
         except TransactionNotFoundError:
             # DTM's clients may submit what they never prepared: a transaction without branches.
-            unprepared = self._build_tcc(request, Status.SUBMITTED)
+            unprepared = self._build(request, Status.SUBMITTED)
             result = await self._engine.create(unprepared, wait=request.wait_result)
             return result or await self._engine.change(gid, forward, wait=request.wait_result)
 
-    def _build_tcc(self, request: TransRequest, status: Status) -> GlobalTransaction:
-        return build_tcc(
+    async def _submit_msg(self, request: TransRequest) -> SubmitResult:
+        unprepared = self._build(request, Status.SUBMITTED)
+
+        def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            _check_pattern(tx, request)
+            return submitted_msg(tx, unprepared, now_us=now_us)
+
+        # Creating costs less than looking whether it was prepared, and says so.
+        if self._engine.find_live(unprepared.gid) is None:
+            result = await self._engine.create(unprepared, wait=request.wait_result)
+            if result is not None:
+                return result
+        return await self._engine.change(unprepared.gid, forward, wait=request.wait_result)
+
+    def _build(self, request: TransRequest, status: Status) -> GlobalTransaction:
+        build = build_msg if request.trans_type == Pattern.MSG else build_tcc
+        return build(
             request,
             self._limits,
             now_us=self._clock.now_us(),
@@ -127,7 +147,7 @@ class Service:
         )
 
     async def prepare(self, request: TransRequest) -> None:
-        """Create a transaction whose branches come later. Prepared again it is the same.
+        """Create a transaction to be submitted later. Prepared again it is the same.
 
         Raises:
             InvalidRequestError: a saga is not prepared: it is submitted whole.
@@ -139,7 +159,7 @@ class Service:
         if request.trans_type == Pattern.SAGA:
             check_gid(request.gid)
             raise InvalidRequestError("a saga is not prepared: send it whole to submit")
-        tx = self._build_tcc(request, Status.PREPARED)
+        tx = self._build(request, Status.PREPARED)
         live = self._engine.find_live(tx.gid)
         if live is not None:
             await self._engine.wait_until_created(live)
@@ -178,9 +198,12 @@ class Service:
                 it turns round by itself, or is stopped by force.
         """
         reason = request.rollback_reason[:REASON_LENGTH]
-        return await self._engine.change(
-            check_gid(request.gid), lambda tx, now_us: aborted(tx, reason, now_us=now_us), wait=request.wait_result
-        )
+
+        def back(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            abort = aborted_msg if tx.pattern is Pattern.MSG else aborted
+            return abort(tx, reason, now_us=now_us)
+
+        return await self._engine.change(check_gid(request.gid), back, wait=request.wait_result)
 
     async def force_stop(self, gid: str) -> None:
         """End an unfinished transaction as failed, now, with nothing compensated.

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter
+from sqlalchemy import Engine, create_engine, text
 
 from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
+from txcoord_sdk.barrier import create_table_sync
 from txcoord_sdk.fastapi import Branch, BranchRoute
 
 ROOT = Path(__file__).parents[2]
@@ -85,27 +87,46 @@ def test_the_front_page_runs(server: ScriptedCoordinator, capsys: pytest.Capture
     assert "/deduct" in names["app"].openapi()["paths"]
 
 
+@pytest.fixture
+def users_database(tmp_path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{tmp_path}/users.db")
+    with engine.begin() as connection:
+        connection.execute(text("create table users (name text)"))
+        create_table_sync(connection)
+    return engine
+
+
 def test_the_guide_runs(
-    server: ScriptedCoordinator, all_hosts_are_here: None, capsys: pytest.CaptureFixture[str]
+    server: ScriptedCoordinator, all_hosts_are_here: None, users_database: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, order, tcc, errors, looking, lifespan, *_ = blocks(GUIDE)
-    server.answers("/submit", STOPPED, Answer(), STOPPED)
-    server.answers("/prepare", Answer())
+    first, order, tcc, register, check_back, errors, looking, lifespan, *_ = blocks(GUIDE)
+    server.answers("/submit", STOPPED, Answer(), Answer(), STOPPED)
+    server.answers("/prepare", Answer(), Answer())
     server.answers("/registerBranch", Answer(), Answer())
     server.answers("/try", Answer(), Answer())
     server.answers("/query", FAILED, FAILED, RUNNING)
     server.answers("/all", PAGE)
     server.answers("/resetNextCronTime", Answer())
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"engine": users_database}
 
     exec(first, names)
     with names["Coordinator"]() as names["coordinator"]:
-        for block in (order, tcc, errors, looking):
+        for block in (order, tcc, register, check_back):
+            exec(block, names)
+        gid = names["register"]("ada")
+        for block in (errors, looking):
             exec(block, names)
     exec(lifespan, names)
 
+    query = {"gid": gid, "trans_type": "msg", "branch_id": "00", "op": "msg"}
+    assert asyncio.run(asked(names["users"], query)) == {"dtm_result": "SUCCESS"}
     assert names["answer"] == (409, "sold")
     assert "unknown 500 oops" in capsys.readouterr().out
+
+
+async def asked(app: Any, query: dict[str, str]) -> Any:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://users") as client:
+        return (await client.get("/query-prepared", params=query)).json()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ _branches = st.builds(
     reached=st.booleans(),
     failures=st.integers(0, 1000),
     refusals=st.integers(0, 1000),
+    in_vain=st.integers(0, 1000),
     due_us=_numbers,
     finished_us=st.none() | _numbers,
     attempts=st.lists(_attempts, max_size=3).map(tuple),

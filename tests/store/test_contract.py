@@ -81,6 +81,7 @@ RICH = saga(
             reached=True,
             failures=3,
             refusals=2,
+            in_vain=3,
             due_us=NOON_US + 1,
             finished_us=NOON_US + 2,
             attempts=(

@@ -1,8 +1,9 @@
 """Stored objects as the JSON that DTM's clients read.
 
 Names, order and what is left out when empty are DTM's. Times are RFC 3339, UTC, to the
-microsecond; an absent time has no key (the C# client cannot read a null one). A key of
-our own is `attempts`: the latest calls of a branch operation, oldest first.
+microsecond; an absent time has no key (the C# client cannot read a null one). Keys of
+our own are `attempts`, the latest calls of a branch operation, oldest first, and
+`check_back`, the same for the question to a message's initiator.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Options, Status
+from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Op, Options, Pattern, Status
 from txcoord.store.base import Stored
 
 JsonObject = dict[str, Any]
@@ -43,6 +44,11 @@ def _what_needs_an_operator(tx: GlobalTransaction) -> str | None:
     """Say which operation was promised to succeed and refuses; None in the usual case."""
     if tx.due_us != NEVER_US:
         return None
+    if tx.pattern is Pattern.MSG:
+        return (
+            f"{tx.gid} has no query_prepared, so that nobody can be asked whether it is to be delivered:"
+            " submit it, or abort it"
+        )
     refused = [op for op in tx.branches if op.refusals]
     return "; ".join(
         f"{op.op} of branch {op.branch_id} answered failure {op.refusals} times: {op.attempts[-1].detail}"
@@ -76,6 +82,7 @@ def transaction_view(stored: Stored) -> JsonObject:
         "custom_data": tx.custom_data,
         "next_cron_time": _next_cron_time(tx),
         "needs_operator": _what_needs_an_operator(tx),
+        "check_back": _check_back_view(tx),
         "owner": str(stored.owner) if stored.owner else None,
     }
     return {**_without_empty(view), "concurrent": tx.options.concurrent}
@@ -94,7 +101,16 @@ def options_view(options: Options) -> JsonObject:
 
 
 def branch_views(tx: GlobalTransaction) -> list[JsonObject]:
-    return [_branch_view(tx, number, branch) for number, branch in enumerate(tx.branches, start=1)]
+    # The check-back is no row of DTM's; it is shown with the transaction.
+    rows = [branch for branch in tx.branches if branch.op is not Op.MSG]
+    return [_branch_view(tx, number, branch) for number, branch in enumerate(rows, start=1)]
+
+
+def _check_back_view(tx: GlobalTransaction) -> JsonObject | None:
+    for op in tx.branches:
+        if op.op is Op.MSG and op.attempts:
+            return {"status": op.status.value, "attempts": [attempt_view(attempt) for attempt in op.attempts]}
+    return None
 
 
 def _branch_view(tx: GlobalTransaction, number: int, branch: BranchOp) -> JsonObject:

@@ -15,9 +15,9 @@ from txcoord.engine.live import LiveTransaction
 from txcoord.engine.settings import EngineSettings
 from txcoord.errors import LeaseLostError, TxcoordError
 from txcoord.logs import get_logger
-from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, OpStatus, Outcome, Status
+from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Outcome, Pattern, Status
 from txcoord.patterns import DECIDE, moved
-from txcoord.record import record_call, record_held_off, record_success_without_call
+from txcoord.record import may_fail_in, record_call, record_held_off, record_success_without_call
 from txcoord.retry import RetryDefaults, jittered_us
 from txcoord.store.base import Applied, Save
 from txcoord.tcc.decide import MOST_REFUSALS
@@ -134,6 +134,8 @@ class Advancer:
                 request.fail(NotOursError(f"{before.gid} has left this process's memory: {error}"))
             raise
         if tx.status is not before.status:
+            # Only a check-back can be under way: it asks for what has just been said.
+            live.drop_calls()
             note_status(tx, live.epoch)
         for request in done:
             if not request.answer.done():
@@ -154,6 +156,9 @@ class Advancer:
     async def _save(
         self, live: LiveTransaction, tx: GlobalTransaction, *, park: bool = False, with_definition: bool = False
     ) -> None:
+        before = live.tx
+        if tx.options is not before.options or tx.custom_data is not before.custom_data:
+            with_definition = True
         save = Save(tx=tx, epoch=live.epoch, park=park, with_definition=with_definition)
         applied = await self._journal.write(save)
         if applied is not Applied.DONE:
@@ -195,7 +200,7 @@ class Advancer:
         if not to_call:
             await asyncio.sleep(0)  # a long saga without URLs must not keep everybody else waiting
             return
-        if len(to_call) == 1 and not live.in_flight and self._ends_before_deadline(tx):
+        if len(to_call) == 1 and not live.in_flight and self._may_be_waited_for(tx):
             # The common case needs no task of its own: nothing else can happen meanwhile.
             [position] = to_call
             live.in_flight.add(position)
@@ -215,8 +220,11 @@ class Advancer:
             live.call_error = error
         live.wake.set()
 
-    def _ends_before_deadline(self, tx: GlobalTransaction) -> bool:
-        if tx.deadline_us is None or tx.status is not Status.SUBMITTED:
+    def _may_be_waited_for(self, tx: GlobalTransaction) -> bool:
+        """Say whether nothing can happen to it before its only call ends."""
+        if tx.status is Status.PREPARED:
+            return False  # its initiator may submit or abort it
+        if tx.deadline_us is None or tx.status is not Status.SUBMITTED or tx.pattern is Pattern.MSG:
             return True
         return self._clock.now_us() + self._timeout_s(tx) * MICROSECONDS < tx.deadline_us
 
@@ -283,6 +291,8 @@ class Advancer:
             policy=self._retry.policy(tx.options),
             random=self._random,
             attempts_kept=self._settings.attempts_kept,
+            may_fail=may_fail_in(tx.pattern),
+            max_attempts=tx.options.max_attempts if op.op is Op.ACTION else 0,
         )
         if result.outcome is not Outcome.SUCCESS:
             # The answer itself may hold personal data: it is in the record, not in the log.
@@ -322,10 +332,10 @@ def _what_it_waits_for(tx: GlobalTransaction) -> str:
     if tx.rollback_reason:
         return tx.rollback_reason
     for op in tx.branches:
-        if op.status is OpStatus.PREPARED and op.due_us and op.attempts:
+        if op.status is OpStatus.PREPARED and op.due_us and op.attempts and op.op is not Op.MSG:
             last = op.attempts[-1]
             what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
-            if op.refusals >= MOST_REFUSALS:
+            if op.refusals >= MOST_REFUSALS and tx.pattern is not Pattern.MSG:
                 return f"{what} needs an operator: it answered failure {op.refusals} times in a row ({last.detail})"
             return f"{what} is to be repeated: it answered {last.outcome} ({last.detail})"
     return f"{tx.gid} is {tx.status} and goes on by itself"

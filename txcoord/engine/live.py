@@ -95,6 +95,13 @@ class LiveTransaction:
         self.in_flight.difference_update(ended)
         return ended
 
+    def drop_calls(self) -> None:
+        """End the calls under way: what they come to does not matter any more."""
+        for call in self.calls:
+            call.cancel()
+        self.in_flight.clear()
+        self.ended.clear()
+
     def end_pass(self, reason: str = "") -> None:
         """Tell all that wait for this pass of processing how far it came."""
         if self.waiters:

@@ -11,7 +11,7 @@ there once.
 
 A payload is text where it is valid UTF-8, else {"base64":"…"}; JSON null (or its absence) means "that
 of the operation before". An entry of the progress starts with the position of its branch operation;
-its last element, the refusals, is there only if there were some.
+its last elements, the refusals and the calls in vain, are there only if there were some.
 Neither document ever holds a raw control character: JSON escapes them.
 """
 
@@ -62,6 +62,7 @@ class _BranchProgress(Struct, frozen=True, array_like=True):
     finished_us: int | None
     attempts: tuple[Attempt, ...]
     refusals: int = 0
+    in_vain: int = 0
 
 
 _encode = msgspec.json.Encoder().encode
@@ -104,7 +105,7 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
             branch.reached,
             branch.finished_us,
             branch.attempts,
-            *((branch.refusals,) if branch.refusals else ()),
+            *((branch.refusals, branch.in_vain) if branch.in_vain else (branch.refusals,) if branch.refusals else ()),
         )
         for index, branch in enumerate(branches)
         if branch.status is not prepared
@@ -113,6 +114,7 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
         or branch.reached
         or branch.failures
         or branch.refusals
+        or branch.in_vain
         or branch.finished_us is not None
     ]
     return _encode_any_text(entries) if entries else NO_PROGRESS
@@ -138,6 +140,7 @@ def decode(definition: str | bytes, progress: str | bytes) -> tuple[Definition, 
             finished_us=done.finished_us,
             attempts=done.attempts,
             refusals=done.refusals,
+            in_vain=done.in_vain,
         )
     return stored, tuple(branches)
 

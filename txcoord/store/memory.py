@@ -315,6 +315,7 @@ def _branch_changed(old: BranchOp, new: BranchOp) -> BranchOp:
         reached=new.reached,
         failures=new.failures,
         refusals=new.refusals,
+        in_vain=new.in_vain,
         due_us=new.due_us,
         finished_us=new.finished_us,
         attempts=new.attempts,

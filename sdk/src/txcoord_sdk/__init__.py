@@ -19,6 +19,7 @@ from txcoord_sdk.errors import (
     TxcoordSdkError,
 )
 from txcoord_sdk.gid import new_gid
+from txcoord_sdk.message import Message, MessageStep
 from txcoord_sdk.results import Attempt, Branch, Transaction, TryAnswer
 from txcoord_sdk.saga import Saga, Step
 from txcoord_sdk.tcc import AsyncTcc, Tcc
@@ -32,6 +33,8 @@ __all__ = [
     "Branch",
     "Coordinator",
     "CoordinatorUnreachableError",
+    "Message",
+    "MessageStep",
     "Op",
     "OpStatus",
     "Outcome",

@@ -18,6 +18,8 @@ from txcoord.errors import InvalidRequestError
 from txcoord.protocol import API_BASE
 from txcoord.request import Limits, TransRequest, check_gid, check_options, check_url
 
+TOPIC_PREFIX = "topic://"
+
 Duration = float | timedelta
 """Seconds, or a timedelta."""
 
@@ -41,6 +43,16 @@ def checked_url(url: str, *, name: str) -> str:
         return check_url(url, where=name, limits=_ANY_SIZE)
     except InvalidRequestError as error:
         raise ValueError(str(error)) from error
+
+
+def checked_topic_or_url(url: str) -> str:
+    """Return an http(s) URL, or `topic://` with a name."""
+    name = url.removeprefix(TOPIC_PREFIX)
+    if name == url:
+        return checked_url(url, name="url")
+    if not name or not name.isprintable():
+        raise ValueError(f"url {url!r} names no topic: it looks like {TOPIC_PREFIX}name")
+    return url
 
 
 def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

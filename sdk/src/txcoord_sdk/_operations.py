@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from txcoord.model import Op, Pattern, Status
 from txcoord.protocol import DEFAULT_HTTP_PORT
@@ -16,6 +16,7 @@ from txcoord_sdk import gid as gids
 from txcoord_sdk._checks import Duration, checked_gid, checked_headers, seconds, whole_seconds, wire_options
 from txcoord_sdk._rules import Rules
 from txcoord_sdk._tcc_rules import TccRules
+from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
 from txcoord_sdk.tcc import TccOperations
@@ -23,6 +24,8 @@ from txcoord_sdk.tcc import TccOperations
 if TYPE_CHECKING:
     # An initiator needs nothing of the barrier, which this would load.
     from txcoord_sdk.branch import BranchContext
+
+C = TypeVar("C")
 
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_WAIT_S = 60.0
@@ -37,6 +40,9 @@ class Operations(ABC):
 
     saga = Saga
     """Open a saga; see `Saga` for its options. Nothing is sent before it is submitted."""
+
+    message = Message
+    """Open a two-phase message; see `Message` for its options. Nothing is sent before it is prepared or submitted."""
 
     def __init__(
         self,
@@ -166,14 +172,14 @@ class Operations(ABC):
         return float(whole_seconds(request_timeout, name="request_timeout"))
 
     @abstractmethod
-    def submit(self, saga: Saga) -> str | Awaitable[str]:
-        """Hand a saga over; once this returns the coordinator has it for good.
+    def submit(self, work: Saga | Message) -> str | Awaitable[str]:
+        """Hand a saga or a message over; once this returns the coordinator has it for good.
 
         It may be repeated at will, by this client or by you: a gid is run once. Lost answers
         and a busy coordinator are dealt with here, by asking and sending again.
 
-        With the saga's `wait_result` this returns only if it has succeeded. The coordinator
-        then answers after its first pass, which may end before the saga does.
+        With `wait_result` this returns only if it has succeeded. The coordinator then answers
+        after its first pass, which may end before the transaction does.
 
         Returns:
             The gid.
@@ -185,8 +191,8 @@ class Operations(ABC):
         """
 
     @abstractmethod
-    def run(self, saga: Saga, timeout: Duration = DEFAULT_WAIT_S) -> str | Awaitable[str]:
-        """Submit a saga and return when it has succeeded.
+    def run(self, work: Saga | Message, timeout: Duration = DEFAULT_WAIT_S) -> str | Awaitable[str]:
+        """Submit a saga or a message and return when it has succeeded.
 
         Returns:
             The gid.
@@ -194,6 +200,89 @@ class Operations(ABC):
         Raises:
             TransactionFailedError: it failed; `status` tells whether it is undone yet.
             TransactionRunningError: it had not ended in time. It goes on: `wait` again.
+        """
+
+    @abstractmethod
+    def prepare(self, message: Message, query_prepared: str) -> str | Awaitable[str]:
+        """Announce a message, before the local transaction that decides about it begins.
+
+        Nothing is called until it is submitted. If it is neither submitted nor aborted in time, the
+        coordinator asks at `query_prepared` which of the two it is to be. May be repeated.
+        `do_and_submit` does all of this; use this for a local transaction of another kind.
+
+        Args:
+            query_prepared: the URL of the check-back. The ready-made ones, in `txcoord_sdk.fastapi`
+                and `txcoord_sdk.starlette`, tell by the barrier's row of the local transaction.
+
+        Returns:
+            The gid.
+
+        Raises:
+            TransactionFailedError: a message of this gid has failed; do not begin.
+            RequestRefusedError: one of this gid is submitted already (`status`), or the
+                request is wrong; do not begin.
+            ValueError: it has no steps, or the URL cannot work.
+        """
+
+    @abstractmethod
+    def abort(self, message: Message, reason: str = "") -> Awaitable[None] | None:
+        """End a prepared message: nothing of it is ever called. May be repeated.
+
+        Only for a local transaction that is certain not to commit any more: a check-back is not
+        asked after this.
+
+        Args:
+            reason: shown by queries.
+
+        Raises:
+            RequestRefusedError: it is submitted already (`status`).
+            TransactionNotFoundError: it was not prepared.
+        """
+
+    @abstractmethod
+    def do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        connection: C,
+        work: Callable[[C], Any],
+        *,
+        table: str | None = None,
+    ) -> str | Awaitable[str]:
+        """Commit a local transaction and send a message: both, or neither.
+
+        Prepares the message, runs `work` in the connection's transaction together with a barrier's
+        row, commits it, and submits the message. The commit decides. What a crash or a lost answer
+        leaves open, the coordinator settles by asking at `query_prepared`.
+
+        When this returns, the local transaction has committed and the message will be delivered. (If
+        the submit does not get through, a warning is logged, and the check-back makes up for it. Only
+        with `wait_result` is that raised.)
+
+        If `work` raises, everything on the connection since its last commit is rolled back, the
+        message is aborted, and the exception goes on to you. After any other exception before the
+        commit nothing is written. If the commit itself raises, it is not known whether it happened;
+        a note on the exception says so, and the message follows the commit all the same.
+
+        Args:
+            connection: as for the barrier: a connection or session of SQLAlchemy or of a driver, on
+                which no `begin()` block is open. Writes made on it before are part of the
+                transaction, and committed or rolled back with it.
+            work: takes the connection, writes, and neither commits nor rolls back. For the async
+                client a coroutine function. It must not run for longer than the message's
+                `timeout_to_fail`: a check-back waits for it, and the other calls with it.
+            table: the barrier table, if it is not DTM's; the check-back needs the same.
+
+        Returns:
+            The gid.
+
+        Raises:
+            DuplicatedError: a check-back has come first and the message is ended, or a transaction
+                with this gid has committed before. Nothing was written this time.
+            TransactionFailedError, RequestRefusedError, CoordinatorUnreachableError: it could not be
+                prepared, and `work` has not run; unless a note says that the local transaction
+                has committed.
+            TransactionRunningError: with `wait_result`: committed, and not all is delivered yet.
         """
 
     @abstractmethod

@@ -22,8 +22,9 @@ from typing import NoReturn, TypeVar
 import msgspec
 
 from txcoord.model import Pattern, Status
+from txcoord.outcome import clean
 from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
-from txcoord_sdk._checks import base_url, checked_gid
+from txcoord_sdk._checks import base_url, checked_gid, checked_url
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
@@ -31,7 +32,16 @@ from txcoord_sdk.errors import (
     TransactionRunningError,
     TxcoordSdkError,
 )
-from txcoord_sdk.results import ListAnswer, Message, PingAnswer, QueryAnswer, ResultAnswer, Transaction, VersionAnswer
+from txcoord_sdk.message import Message
+from txcoord_sdk.results import (
+    ListAnswer,
+    MessageAnswer,
+    PingAnswer,
+    QueryAnswer,
+    ResultAnswer,
+    Transaction,
+    VersionAnswer,
+)
 from txcoord_sdk.saga import Saga
 
 MAX_PAUSE_S = 2.0
@@ -42,6 +52,8 @@ MAX_POLL_S = 1.0
 MIN_CALL_S = 1.0
 """Even at the end of a wait a call gets this long: one cut off at once would tell nothing."""
 EXCERPT = 200
+MAX_REASON = 1000
+"""Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
 
 T = TypeVar("T")
 
@@ -139,18 +151,29 @@ class Rules:
 
     # -- operations ------------------------------------------------------------------
 
-    def submit(self, saga: Saga) -> Flow[str]:
-        body = saga.request_body()
-        yield from self._submit_and_check(saga.gid, body, wait_result=saga.wait_result)
-        return saga.gid
+    def submit(self, work: Saga | Message) -> Flow[str]:
+        body = work.request_body()
+        yield from self._submit_and_check(work.gid, body, wait_result=work.wait_result, is_prepared=_is_prepared(work))
+        return work.gid
 
-    def run(self, saga: Saga, timeout_s: float) -> Flow[str]:
+    def run(self, work: Saga | Message, timeout_s: float) -> Flow[str]:
         deadline = self._clock() + timeout_s
-        got = yield from self._submit(saga.gid, saga.request_body(wait_result=True), deadline=deadline)
+        body = work.request_body(wait_result=True)
+        got = yield from self._submit(work.gid, body, deadline=deadline, is_prepared=_is_prepared(work))
         if not isinstance(got, HttpAnswer) or got.status != 200:
-            found = yield from self._wait_until(saga.gid, deadline)
+            found = yield from self._wait_until(work.gid, deadline)
             found.raise_for_status()
-        return saga.gid
+        return work.gid
+
+    def prepare_message(self, message: Message, query_prepared: str) -> Flow[str]:
+        if not query_prepared:
+            raise ValueError(f"message {message.gid} needs query_prepared: without it nobody could tell its end")
+        body = message.prepare_body(checked_url(query_prepared, name="query_prepared"))
+        yield from self.prepare(message.gid, body)
+        return message.gid
+
+    def abort_message(self, message: Message, reason: str) -> Flow[None]:
+        yield from self.abort(message.gid, message.abort_body(clean(reason, MAX_REASON)))
 
     def wait(self, gid: str, timeout_s: float) -> Flow[Transaction]:
         found = yield from self._wait_until(checked_gid(gid), self._clock() + timeout_s)
@@ -194,7 +217,7 @@ class Rules:
         answer = yield from self._exchange("", call)
         self._decode("", answer, PingAnswer)
 
-    # -- the requests of a TCC transaction, whose state is `txcoord_sdk._tcc_rules`' ------
+    # -- the requests of a prepared transaction; a TCC's state is `txcoord_sdk._tcc_rules`' ------
 
     def prepare(self, gid: str, body: bytes) -> Flow[None]:
         """Open it. Preparing what is prepared changes nothing."""
@@ -289,7 +312,7 @@ class Rules:
             if _may_have_arrived(reply):
                 found = yield from self._find(gid, deadline)
                 if found is None and is_prepared:
-                    # Sent again it would make a new one, without the branches.
+                    # Sent again it would make a new one: without the branches, or after the end of the old.
                     _not_found(gid)
                 if found is not None and found.status is not Status.PREPARED:
                     return found
@@ -396,6 +419,10 @@ class Rules:
         raise CoordinatorUnreachableError(gid, None, reason)
 
 
+def _is_prepared(work: Saga | Message) -> bool:
+    return isinstance(work, Message) and work.is_prepared
+
+
 def _send(call: HttpCall) -> Flow[Reply]:
     reply = yield call
     assert reply is not None, "a call is answered with a reply"
@@ -440,7 +467,7 @@ def _not_open(gid: str, found: Transaction | None, said: str) -> TxcoordSdkError
 
 def _message(answer: HttpAnswer) -> str | None:
     try:
-        return msgspec.json.decode(answer.body, type=Message).message
+        return msgspec.json.decode(answer.body, type=MessageAnswer).message
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

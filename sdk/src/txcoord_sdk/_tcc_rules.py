@@ -24,7 +24,7 @@ from txcoord.model import Op, Outcome, Pattern, Status
 from txcoord.outcome import clean, understand
 from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, branch_id_of
 from txcoord_sdk._checks import body_text, checked_url
-from txcoord_sdk._rules import Flow, HttpAnswer, HttpCall, Reply, Rules, text_of
+from txcoord_sdk._rules import MAX_REASON, Flow, HttpAnswer, HttpCall, Reply, Rules, text_of
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
@@ -38,8 +38,6 @@ from txcoord_sdk.results import TryAnswer
 MAX_CHILDREN = 99
 """Two digits name a child; DTM's clients stop here too."""
 MAX_PARENT_LENGTH = 19
-MAX_REASON = 1000
-"""Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
 
 _UNDONE_LATER = "it is not aborted either: unless the submit takes effect after all, the deadline cancels it"
 
@@ -188,7 +186,7 @@ class TccRules:
         return urlunsplit(parts._replace(query=f"{parts.query}&{ours}" if parts.query else ours, fragment=""))
 
     def _abort(self, cause: BaseException) -> Flow[None]:
-        body = self._body(rollback_reason=_reason_of(cause))
+        body = self._body(rollback_reason=reason_of(cause))
         # Who is being cancelled, or interrupted from the keyboard, is not kept for long.
         attempts = None if isinstance(cause, Exception) else 1
         try:
@@ -218,7 +216,8 @@ def _understood(reply: Reply) -> tuple[Outcome, str]:
     return outcome, clean(f"{code}{text_of(reply)}", MAX_REASON)
 
 
-def _reason_of(cause: BaseException) -> str:
+def reason_of(cause: BaseException) -> str:
+    """Give why something is aborted, for the transaction's own reason."""
     match cause:
         case TryFailedError():
             text = cause.what

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -16,6 +16,7 @@ from txcoord.protocol import CONNECTION_HEADERS
 from txcoord_sdk._checks import Duration, seconds
 from txcoord_sdk._operations import DEFAULT_TIMEOUT_S, DEFAULT_WAIT_S, Operations
 from txcoord_sdk._rules import Filter, Flow, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
+from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
 from txcoord_sdk.tcc import AsyncTcc, Tcc
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     # An initiator needs nothing of the barrier, which this would load.
     from txcoord_sdk.branch import BranchContext
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 MAX_CONNECT_S = 10.0
@@ -87,11 +89,31 @@ class AsyncCoordinator(Operations):
         rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
         return AsyncTcc(rules, self._drive)
 
-    async def submit(self, saga: Saga) -> str:
-        return await self._drive(self._rules.submit(saga))
+    async def submit(self, work: Saga | Message) -> str:
+        return await self._drive(self._rules.submit(work))
 
-    async def run(self, saga: Saga, timeout: Duration = DEFAULT_WAIT_S) -> str:
-        return await self._drive(self._rules.run(saga, seconds(timeout, name="timeout")))
+    async def run(self, work: Saga | Message, timeout: Duration = DEFAULT_WAIT_S) -> str:
+        return await self._drive(self._rules.run(work, seconds(timeout, name="timeout")))
+
+    async def prepare(self, message: Message, query_prepared: str) -> str:
+        return await self._drive(self._rules.prepare_message(message, query_prepared))
+
+    async def abort(self, message: Message, reason: str = "") -> None:
+        await self._drive(self._rules.abort_message(message, reason))
+
+    async def do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        connection: C,
+        work: Callable[[C], Any],
+        *,
+        table: str | None = None,
+    ) -> str:
+        from txcoord_sdk._local import LocalTransaction
+
+        local = LocalTransaction(self._rules, self._drive, message, connection, table=table, is_async=True)
+        return await local.run(query_prepared, work)
 
     async def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
         return await self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))
@@ -208,11 +230,35 @@ class Coordinator(Operations):
         rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
         return Tcc(rules, self._drive)
 
-    def submit(self, saga: Saga) -> str:
-        return self._drive(self._rules.submit(saga))
+    def submit(self, work: Saga | Message) -> str:
+        return self._drive(self._rules.submit(work))
 
-    def run(self, saga: Saga, timeout: Duration = DEFAULT_WAIT_S) -> str:
-        return self._drive(self._rules.run(saga, seconds(timeout, name="timeout")))
+    def run(self, work: Saga | Message, timeout: Duration = DEFAULT_WAIT_S) -> str:
+        return self._drive(self._rules.run(work, seconds(timeout, name="timeout")))
+
+    def prepare(self, message: Message, query_prepared: str) -> str:
+        return self._drive(self._rules.prepare_message(message, query_prepared))
+
+    def abort(self, message: Message, reason: str = "") -> None:
+        self._drive(self._rules.abort_message(message, reason))
+
+    def do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        connection: C,
+        work: Callable[[C], Any],
+        *,
+        table: str | None = None,
+    ) -> str:
+        from txcoord_sdk._local import LocalTransaction
+        from txcoord_sdk.barrier.drivers.base import run_now
+
+        async def drive_now(flow: Flow[T]) -> T:
+            return self._drive(flow)
+
+        local = LocalTransaction(self._rules, drive_now, message, connection, table=table, is_async=False)
+        return run_now(local.run(query_prepared, work))
 
     def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
         return self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))

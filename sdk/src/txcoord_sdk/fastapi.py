@@ -16,16 +16,26 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from txcoord.errors import InvalidRequestError
+from txcoord_sdk._check_back import Source, check_back
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
 
-__all__ = ["Branch", "BranchContext", "BranchFailed", "BranchOngoing", "BranchRoute", "branch_context", "branch_in"]
+__all__ = [
+    "Branch",
+    "BranchContext",
+    "BranchFailed",
+    "BranchOngoing",
+    "BranchRoute",
+    "branch_context",
+    "branch_in",
+    "query_prepared_router",
+]
 
 _AFTERWARDS = "txcoord_sdk.background"
 
@@ -98,6 +108,21 @@ class BranchRoute(APIRoute):
             await send(message)
         if afterwards := scope.get(_AFTERWARDS):
             await afterwards()
+
+
+def query_prepared_router(source: Source, *, path: str = "/query-prepared", table: str | None = None) -> APIRouter:
+    """Make the check-back endpoint of a service; `app.include_router(query_prepared_router(engine))`.
+
+    The arguments, and what it does, are those of `txcoord_sdk.starlette.query_prepared_route`.
+    """
+    router = APIRouter(route_class=BranchRoute)
+    context = branch_context if table is None else branch_in(table)
+
+    @router.get(path)
+    async def query_prepared(branch: BranchContext = Depends(context)) -> None:  # noqa: B008 (as FastAPI takes it)
+        await check_back(source, branch)
+
+    return router
 
 
 def _context(request: Request, table: str | None) -> BranchContext:

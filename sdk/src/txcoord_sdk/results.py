@@ -151,7 +151,7 @@ class ResultAnswer(Struct, frozen=True):
     dtm_result: str
 
 
-class Message(Struct, frozen=True):
+class MessageAnswer(Struct, frozen=True):
     """The body of an answer that is not a success."""
 
     message: str

@@ -19,11 +19,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from txcoord.errors import InvalidRequestError
+from txcoord_sdk._check_back import Source, check_back
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
 
-__all__ = ["BranchContext", "BranchFailed", "BranchOngoing", "branch_endpoint"]
+__all__ = ["BranchContext", "BranchFailed", "BranchOngoing", "branch_endpoint", "query_prepared_route"]
 
 BranchEndpoint = Callable[[Request, BranchContext], object]
 """A function, run in a thread, or a coroutine function."""
@@ -55,6 +57,27 @@ def branch_endpoint(
     if endpoint is None:
         return lambda function: _wrapped(function, table)
     return _wrapped(endpoint, table)
+
+
+def query_prepared_route(source: Source, *, path: str = "/query-prepared", table: str | None = None) -> Route:
+    """Make the check-back endpoint of a service that sends messages with `do_and_submit`.
+
+    It tells the coordinator whether the local transaction has committed: by its barrier's row, which
+    it waits for while the transaction is under way, and whose place it takes if there is none.
+
+        app = Starlette(routes=[query_prepared_route(engine)])
+
+    Args:
+        source: the database of those transactions: a SQLAlchemy engine, async or not, or a
+            function that returns a context manager of a connection or session, async or not
+            (such as a session factory, or `pool.acquire`).
+        table: the barrier table, if it is not DTM's.
+    """
+
+    async def query_prepared(_: Request, branch: BranchContext) -> None:
+        await check_back(source, branch)
+
+    return Route(path, _wrapped(query_prepared, table), methods=["GET"])
 
 
 def _wrapped(endpoint: BranchEndpoint, table: str | None) -> StarletteEndpoint:

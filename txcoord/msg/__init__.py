@@ -1,0 +1,1 @@
+"""Two-phase messages: prepare, the initiator's own local transaction, submit, delivery."""
