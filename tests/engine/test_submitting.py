@@ -83,8 +83,8 @@ async def test_nothing_malformed_is_stored(cluster: Cluster) -> None:
 
     with pytest.raises(InvalidRequestError):
         await node.submit(payloads=())
-    with pytest.raises(InvalidRequestError, match="trans_type 'xa' is not offered"):
-        await node.submit(trans_type="xa")
+    with pytest.raises(InvalidRequestError, match="trans_type 'barter' is not offered"):
+        await node.submit(trans_type="barter")
 
     assert await cluster.store.find("g1") is None
 
