@@ -534,7 +534,7 @@ async def test_barrier_disorder(moving: Tcc, purses: Purses) -> None:
     await moving.register("01", "out")
     # The deadline passes before the try arrives. The coordinator's cancel, and the same once more, at the same time:
     await purses.called("out", moving.gid)
-    twice = asyncio.create_task(_op(moving, purses, "out", "cancel"))
+    twice = asyncio.create_task(_answered(lambda: _op(moving, purses, "out", "cancel")))
     await purses.called("out", moving.gid, times=2)
     gate.set()
     assert (await twice).status_code == 200
