@@ -219,7 +219,8 @@ class Service:
         before = await self._store.force_stop(check_gid(gid), now_us=now_us, reason=FORCE_STOPPED)
         if before is None:
             raise TransactionNotFoundError(gid)
-        # Raised by each forced stop, so also by an earlier one whose answer was lost.
+        # A forced stop raises the epoch: what is live here under a lower one has been stopped,
+        # be it by this call or by an earlier one whose answer was lost.
         await self._engine.stop_live(
             gid, FORCE_STOPPED, below_epoch=before.epoch if before.tx.status.is_final else before.epoch + 1
         )
