@@ -66,7 +66,13 @@ def build(settings: Settings) -> App:
     store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=settings.store_pool)
     dispatcher = RoutingDispatcher(dispatch_settings(settings))
     engine = Engine(store=store, dispatcher=dispatcher, settings=engine_settings(settings), node_name=node_name())
-    service = Service(engine=engine, store=store, limits=limits(settings), default_timeout_s=settings.timeout_to_fail_s)
+    service = Service(
+        engine=engine,
+        store=store,
+        limits=limits(settings),
+        default_timeout_s=settings.timeout_to_fail_s,
+        retry_interval_s=settings.retry_interval_s,
+    )
     asgi = HttpApi(service, max_body_bytes=settings.max_body_bytes)
     return App(asgi=asgi, service=service, engine=engine, dispatcher=dispatcher, store=store)
 

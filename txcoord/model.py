@@ -65,6 +65,10 @@ class Op(StrEnum):
     COMMIT = "commit"
     ROLLBACK = "rollback"
     MSG = "msg"
+    BUSINESS = "business"
+    """Workflow: the local part of an XA step, as its participant reports it."""
+    RESUME = "resume"
+    """Workflow: the request to its participant to go on. On the wire the workflow's name stands in its place."""
 
 
 class Outcome(StrEnum):
@@ -145,7 +149,9 @@ class GlobalTransaction(Struct, frozen=True, kw_only=True):
     pattern: Pattern
     status: Status
     branches: tuple[BranchOp, ...] = ()
-    """Saga: compensate and action of step 1, then of step 2, … Message: the actions, then the check-back."""
+    """Saga: compensate and action of step 1, then of step 2, … Message: the actions, then the check-back. TCC and
+    XA: what undoes and what completes each branch, as registered. Workflow: the request to resume, then the
+    steps that its participant has reported, each with its result as payload."""
     options: Options = Options()
     protocol: str = "http"
     query_prepared: str = ""

@@ -21,7 +21,10 @@ STATUS_ONGOING = 425
 
 HTTP = "http"
 JSON_RPC = "json-rpc"
+GRPC = "grpc"
 """A global transaction's `protocol`: how its branches are called."""
+
+DEFAULT_GRPC_PORT = 36790
 
 JSON_RPC_PATH = "/api/json-rpc"
 JSON_RPC_VERSION = "2.0"
@@ -37,11 +40,22 @@ JSON_RPC_INTERNAL_ERROR = -32603
 METHOD_PARAMETER = "method"
 """In the URL of a branch: the method to be called over JSON-RPC."""
 
+GRPC_SERVICE = "dtmgimp.Dtm"
+WORKFLOW_METHOD = "workflow.Workflow/Execute"
+"""By which a participant that speaks gRPC is asked to resume a workflow."""
+
+METADATA_PREFIX = "dtm-"
+"""Over gRPC, what HTTP has in the query travels as metadata with this prefix: `dtm-gid`, `dtm-op`, …"""
+
+PHASE2_PARAMETER = "phase2_url"
+"""Added by the initiator of an xa to the call of an action: the URL to be registered for commit and rollback."""
+
 TOPIC_SCHEME = "topic://"
 """Begins an action of a message that is meant for all subscribers of a topic."""
 
 CHECK_BACK_BRANCH = "00"
-"""`branch_id` of the question to a message's initiator whether its local transaction was committed."""
+"""`branch_id` of the question to a message's initiator whether its local transaction was committed, and of the
+request to go on with a workflow."""
 
 QUERY_PARAMETERS = ("branch_id", "gid", "op", "trans_type")
 """Added to the URL of each branch call, in this order."""

@@ -56,6 +56,23 @@ def record_call(
     return op.replace(failures=failures, refusals=refusals, due_us=due_us, attempts=attempts)
 
 
+def record_resume(
+    resume: BranchOp, attempt: Attempt, *, now_us: int, policy: RetryPolicy, random: Random, attempts_kept: int
+) -> BranchOp:
+    """Return the request to go on with a workflow after `attempt`: it is never done, whatever was answered.
+
+    The participant reports the end of a workflow before it answers. So an answer of success or failure that
+    finds it unfinished says nothing that can be understood, and backs off like one.
+    """
+    attempts = (*resume.attempts, attempt)[-attempts_kept:]
+    if attempt.outcome is Outcome.ONGOING:
+        return resume.replace(failures=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
+    failures = resume.failures + 1
+    return resume.replace(
+        failures=failures, due_us=now_us + error_delay_us(policy, failures, random), attempts=attempts
+    )
+
+
 def record_success_without_call(op: BranchOp, *, now_us: int) -> BranchOp:
     """Return an operation that has no URL, done: there is nothing to call."""
     return op.replace(status=OpStatus.SUCCEEDED, finished_us=now_us)

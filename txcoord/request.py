@@ -12,7 +12,7 @@ from msgspec import Struct
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
 from txcoord.jsonrpc import BadParamsError, method_of, read_params
 from txcoord.model import Options, Status
-from txcoord.protocol import HTTP, JSON_RPC, METHOD_PARAMETER
+from txcoord.protocol import GRPC, HTTP, JSON_RPC, METHOD_PARAMETER
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what fits Latin-1, as RFC 9110 reads it
@@ -44,14 +44,20 @@ class TransRequest(Struct, frozen=True, kw_only=True):
 
 
 class BranchRegistration(Struct, frozen=True, kw_only=True):
-    """The body of registerBranch, as of a TCC: decoded and typed, not yet checked."""
+    """The body of registerBranch: decoded and typed, not yet checked. Each pattern reads its own fields."""
 
     gid: str = ""
     trans_type: str = ""
     branch_id: str = ""
     data: bytes = b""
+    """TCC: the body of confirm and cancel. Workflow: the step's result."""
     confirm: str = ""
     cancel: str = ""
+    url: str = ""
+    """XA: of commit and rollback."""
+    op: str = ""
+    """Workflow: what of the step has ended, and how."""
+    status: str = ""
 
 
 class SubmitResult(Struct, frozen=True, kw_only=True):
@@ -78,7 +84,15 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_timeout_s: int = 30 * 24 * 3600
 
 
+REASON_LENGTH = 1024
+"""Longest reason that DTM's clients expect to be stored."""
+
 MAX_GID_LENGTH = 128
+MAX_BRANCH_ID_LENGTH = 128
+
+PAYLOADS_AT_MOST = 4
+"""What is registered for one transaction is kept in one row: all of it together may have so many times
+`max_payload_bytes`, like a request that brings all at once."""
 
 
 def check_gid(gid: str) -> str:
@@ -112,12 +126,31 @@ def check_options(request: TransRequest, limits: Limits) -> Options:
 
 def check_protocol(protocol: str) -> str:
     """Return the protocol by which the branches are called."""
-    if protocol not in ("", HTTP, JSON_RPC):
+    if protocol not in ("", HTTP, JSON_RPC, GRPC):
         raise InvalidRequestError(
-            f"protocol {protocol!r} is not offered: leave it out or say {HTTP!r}, or {JSON_RPC!r} for"
-            f" branches whose URL names a {METHOD_PARAMETER}"
+            f"protocol {protocol!r} is not offered: leave it out or say {HTTP!r}; {JSON_RPC!r} for branches whose"
+            f" URL names a {METHOD_PARAMETER}, or {GRPC!r} for those of the form {GRPC_FORM}"
         )
     return protocol or HTTP
+
+
+def check_branch_id(branch_id: str) -> str:
+    """Return the id of a branch that is registered."""
+    if not branch_id or len(branch_id) > MAX_BRANCH_ID_LENGTH or not branch_id.isprintable():
+        raise InvalidRequestError(
+            f"branch_id {branch_id[:40]!r} must have 1 to {MAX_BRANCH_ID_LENGTH} printable characters"
+        )
+    return branch_id
+
+
+def check_custom_data(custom_data: str, limits: Limits) -> str:
+    """Return custom_data that is not too long; what it says is each pattern's own."""
+    size = len(custom_data.encode(errors="surrogatepass"))
+    if size > limits.max_custom_data_bytes:
+        raise RequestTooLargeError(
+            f"custom_data has {size} bytes: at most {limits.max_custom_data_bytes} (max_custom_data_bytes) are allowed"
+        )
+    return custom_data
 
 
 def check_params(payload: bytes, *, url: str, protocol: str, where: str) -> None:
@@ -130,18 +163,34 @@ def check_params(payload: bytes, *, url: str, protocol: str, where: str) -> None
         raise InvalidRequestError(f"{where} {error}: it is to be called over JSON-RPC ({url})") from error
 
 
-def check_url(url: str, *, where: str, limits: Limits) -> str:
-    """Return an http(s) URL that can be called; an empty one stands for "nothing to call"."""
+def check_url(url: str, *, where: str, limits: Limits, protocol: str = HTTP) -> str:
+    """Return a URL that can be called; an empty one stands for "nothing to call".
+
+    Of a transaction whose protocol is not HTTP, one without a scheme is called over gRPC.
+    """
     if not url:
         return url
     if len(url) > limits.max_url_length:
         raise InvalidRequestError(
             f"{where} has {len(url)} characters: at most {limits.max_url_length} (max_url_length) are allowed"
         )
-    fault = _fault_of_url(url)
+    fault = _fault_of_grpc_url(url) if is_grpc(url, protocol) else _fault_of_url(url)
     if fault:
         raise InvalidRequestError(f"{where} {url!r} {fault}")
     return url
+
+
+def is_grpc(url: str, protocol: str) -> bool:
+    """Whether a branch with this URL is called over gRPC: DTM's rule."""
+    return protocol != HTTP and not url.startswith(("http://", "https://"))
+
+
+GRPC_FORM = "host:port/package.Service/Method"
+_GRPC_URL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
+
+
+def _fault_of_grpc_url(url: str) -> str:
+    return "" if _GRPC_URL.fullmatch(url) else f"cannot be called over gRPC: it must be of the form {GRPC_FORM}"
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""The use cases: what every adapter (HTTP, later JSON-RPC and gRPC) calls."""
+"""The use cases: what every adapter (HTTP, JSON-RPC, gRPC) calls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ from txcoord.errors import (
 from txcoord.gid import make_gid
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
-from txcoord.msg.request import aborted as aborted_msg
 from txcoord.msg.request import build_msg
 from txcoord.msg.request import submitted as submitted_msg
-from txcoord.request import BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
-from txcoord.saga.decide import REASON_LENGTH
+from txcoord.patterns import aborted, registered
+from txcoord.request import REASON_LENGTH, BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
 from txcoord.saga.request import build_saga
 from txcoord.store.base import ListQuery, Store, Stored
-from txcoord.tcc.request import aborted, build_tcc, registered, submitted
+from txcoord.two_phase.request import build_two_phase, submitted
+from txcoord.workflow.request import build_workflow, ended
 
 log = get_logger()
 
 FORCE_STOPPED = "stopped by an operator (forceStop); nothing was compensated"
-
-_OFFERED = (Pattern.SAGA, Pattern.TCC, Pattern.MSG)
 
 
 class Service:
@@ -44,6 +42,7 @@ class Service:
         limits: Limits,
         far_due_s: float = 105.0,
         default_timeout_s: float = 35.0,
+        retry_interval_s: float = 10.0,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -51,13 +50,15 @@ class Service:
         Args:
             far_due_s: from how far ahead `reset_cron_time` takes transactions, unless it
                 is told (DTM: three times its default timeout of 35 s).
-            default_timeout_s: how long a TCC transaction or a message may stay prepared, unless it says so.
+            default_timeout_s: how long a transaction may stay prepared, unless it says so.
+            retry_interval_s: how long to wait for a sign of life of a workflow, unless it says so.
         """
         self._engine = engine
         self._store = store
         self._limits = limits
         self._far_due_s = far_due_s
         self._default_timeout_s = default_timeout_s
+        self._retry_interval_s = retry_interval_s
         self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
 
@@ -78,11 +79,17 @@ class Service:
                 again is safe.
             OverloadedError: not accepted; submit again later.
         """
-        self._check_offered(request.trans_type)
-        if request.trans_type == Pattern.TCC:
-            return await self._submit_tcc(request)
-        if request.trans_type == Pattern.MSG:
-            return await self._submit_msg(request)
+        match _pattern(request.trans_type):
+            case Pattern.SAGA:
+                return await self._submit_saga(request)
+            case Pattern.TCC | Pattern.XA:
+                return await self._submit_two_phase(request)
+            case Pattern.MSG:
+                return await self._submit_msg(request)
+            case Pattern.WORKFLOW:
+                return await self._end_workflow(request)
+
+    async def _submit_saga(self, request: TransRequest) -> SubmitResult:
         saga = build_saga(request, self._limits, now_us=self._clock.now_us())
         live = self._engine.find_live(saga.gid)
         if live is None:
@@ -96,11 +103,11 @@ class Service:
             return SubmitResult(waited=False, status=live.tx.status)
         return await self._submit_stored(request)
 
-    async def _submit_tcc(self, request: TransRequest) -> SubmitResult:
+    async def _submit_two_phase(self, request: TransRequest) -> SubmitResult:
         gid = check_gid(request.gid)
 
         def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
-            _check_pattern(tx, request)
+            _check_pattern(tx, request.trans_type)
             return submitted(tx, now_us=now_us)
 
         try:
@@ -115,7 +122,7 @@ class Service:
         unprepared = self._build(request, Status.SUBMITTED)
 
         def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
-            _check_pattern(tx, request)
+            _check_pattern(tx, request.trans_type)
             return submitted_msg(tx, unprepared, now_us=now_us)
 
         # Creating costs less than looking whether it was prepared, and says so.
@@ -125,15 +132,34 @@ class Service:
                 return result
         return await self._engine.change(unprepared.gid, forward, wait=request.wait_result)
 
+    async def _end_workflow(self, request: TransRequest) -> SubmitResult:
+        def end(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            _check_pattern(tx, request.trans_type)
+            return ended(tx, request, self._limits, now_us=now_us)
+
+        return await self._engine.change(check_gid(request.gid), end)
+
     def _build(self, request: TransRequest, status: Status) -> GlobalTransaction:
-        build = build_msg if request.trans_type == Pattern.MSG else build_tcc
-        return build(
-            request,
-            self._limits,
-            now_us=self._clock.now_us(),
-            status=status,
-            default_timeout_s=self._default_timeout_s,
-        )
+        now_us = self._clock.now_us()
+        match _pattern(request.trans_type):
+            case Pattern.MSG:
+                return build_msg(
+                    request, self._limits, now_us=now_us, status=status, default_timeout_s=self._default_timeout_s
+                )
+            case (Pattern.TCC | Pattern.XA) as pattern:
+                return build_two_phase(
+                    request,
+                    self._limits,
+                    pattern=pattern,
+                    now_us=now_us,
+                    status=status,
+                    default_timeout_s=self._default_timeout_s,
+                )
+            case Pattern.WORKFLOW:
+                return build_workflow(request, self._limits, now_us=now_us, interval_s=self._retry_interval_s)
+            case Pattern.SAGA:
+                check_gid(request.gid)
+                raise InvalidRequestError("a saga is not prepared: send it whole to submit")
 
     async def _submit_stored(self, request: TransRequest) -> SubmitResult:
         stored = await self._store.find(request.gid)
@@ -155,22 +181,35 @@ class Service:
             StoreUnavailableError: whether it was accepted is not known; the same again is
                 safe.
         """
-        self._check_offered(request.trans_type)
-        if request.trans_type == Pattern.SAGA:
-            check_gid(request.gid)
-            raise InvalidRequestError("a saga is not prepared: send it whole to submit")
+        tx = await self._open(request)
+        if tx.status is not Status.PREPARED:
+            raise StatusConflictError(tx.gid, status=tx.status, wanted="prepare", pattern=tx.pattern)
+
+    async def prepare_workflow(self, request: TransRequest) -> GlobalTransaction:
+        """Open a workflow, or look how far it got: return it with the steps that are stored.
+
+        Raises:
+            InvalidRequestError, RequestTooLargeError: nothing was stored.
+            StoreUnavailableError: whether it was accepted is not known; the same again is
+                safe.
+        """
+        if _pattern(request.trans_type) is not Pattern.WORKFLOW:
+            raise InvalidRequestError(f"trans_type {request.trans_type!r} is no workflow: use prepare")
+        return await self._open(request)
+
+    async def _open(self, request: TransRequest) -> GlobalTransaction:
+        """Create a transaction to be submitted later, or return the one that has its gid already."""
         tx = self._build(request, Status.PREPARED)
         live = self._engine.find_live(tx.gid)
         if live is not None:
             await self._engine.wait_until_created(live)
         elif await self._engine.create(tx, wait=False) is not None:
-            return
+            return tx
         stored = await self.query(tx.gid)
         if stored is None:
             raise StoreUnavailableError(f"{tx.gid} was taken and is gone: prepare it again")
-        _check_pattern(stored.tx, request)
-        if stored.tx.status is not Status.PREPARED:
-            raise StatusConflictError(tx.gid, status=stored.tx.status, wanted="prepare", pattern=stored.tx.pattern)
+        _check_pattern(stored.tx, request.trans_type)
+        return stored.tx
 
     async def register_branch(self, branch: BranchRegistration) -> None:
         """Add a branch to a prepared transaction. The same registration again changes nothing.
@@ -182,12 +221,13 @@ class Service:
             StoreUnavailableError: whether it was registered is not known; the same again is
                 safe.
         """
-        self._check_offered(branch.trans_type)
-        if branch.trans_type != Pattern.TCC:
-            raise InvalidRequestError(f"a {branch.trans_type} has no branches to register: send it whole to submit")
-        await self._engine.change(
-            check_gid(branch.gid), lambda tx, now_us: registered(tx, branch, self._limits, now_us=now_us)
-        )
+        pattern = _pattern(branch.trans_type)
+
+        def join(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            _check_pattern(tx, pattern)
+            return registered(tx, branch, self._limits, now_us=now_us, interval_s=self._retry_interval_s)
+
+        await self._engine.change(check_gid(branch.gid), join)
 
     async def abort(self, request: TransRequest) -> SubmitResult:
         """Cancel a prepared transaction; the pattern is the stored one, whatever the request says.
@@ -199,11 +239,9 @@ class Service:
         """
         reason = request.rollback_reason[:REASON_LENGTH]
 
-        def back(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
-            abort = aborted_msg if tx.pattern is Pattern.MSG else aborted
-            return abort(tx, reason, now_us=now_us)
-
-        return await self._engine.change(check_gid(request.gid), back, wait=request.wait_result)
+        return await self._engine.change(
+            check_gid(request.gid), lambda tx, now_us: aborted(tx, reason, now_us=now_us), wait=request.wait_result
+        )
 
     async def force_stop(self, gid: str) -> None:
         """End an unfinished transaction as failed, now, with nothing compensated.
@@ -281,18 +319,22 @@ class Service:
             raise StoreUnavailableError("this coordinator lost its lease and is joining again")
         await self._store.ping()
 
-    def _check_offered(self, trans_type: str) -> None:
-        if trans_type not in _OFFERED:
-            offered = ", ".join(_OFFERED)
-            raise InvalidRequestError(f"trans_type {trans_type!r} is not offered by this version: use one of {offered}")
+
+def _pattern(trans_type: str) -> Pattern:
+    try:
+        return Pattern(trans_type)
+    except ValueError:
+        raise InvalidRequestError(
+            f"trans_type {trans_type[:40]!r} is not known: use one of {', '.join(Pattern)}"
+        ) from None
 
 
-def _check_pattern(tx: GlobalTransaction, request: TransRequest) -> None:
-    if tx.pattern != request.trans_type:
-        raise InvalidRequestError(f"{tx.gid} is a {tx.pattern}, not a {request.trans_type}")
+def _check_pattern(tx: GlobalTransaction, trans_type: str) -> None:
+    if tx.pattern != trans_type:
+        raise InvalidRequestError(f"{tx.gid} is a {tx.pattern}, not a {trans_type}")
 
 
 def _check_resubmitted(tx: GlobalTransaction, request: TransRequest) -> None:
-    _check_pattern(tx, request)
+    _check_pattern(tx, request.trans_type)
     if tx.status is not Status.SUBMITTED:
         raise StatusConflictError(tx.gid, status=tx.status, wanted="submit", pattern=tx.pattern)

@@ -13,11 +13,11 @@ import pytest
 
 from tests.engine.harness import FAILURE, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, now_s, settle
 from tests.msgs import QUERY_PREPARED, msg_request
-from txcoord.api.views import branch_views, transaction_view
+from txcoord.api.views import branch_views, stored_view
 from txcoord.errors import InvalidRequestError, StatusConflictError, TransactionNotFoundError
 from txcoord.model import MICROSECONDS, NEVER_US, Op, Status
 from txcoord.request import SubmitResult, TransRequest
-from txcoord.tcc.decide import MOST_REFUSALS
+from txcoord.two_phase.decide import MOST_REFUSALS
 
 SUCCEEDED = SubmitResult(waited=True, status=Status.SUCCEEDED)
 ACCEPTED = SubmitResult(waited=False, status=Status.SUBMITTED)
@@ -198,7 +198,7 @@ async def test_the_question_is_repeated_with_a_backoff_and_shown(cluster: Cluste
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     for pause, longest in zip(pauses, [1, 2, 4, 10], strict=True):
         assert longest * 0.74 < pause < longest + 0.05
-    view = transaction_view(await cluster.stored())
+    view = stored_view(await cluster.stored())
     assert view["check_back"]["status"] == "succeed"
     assert [attempt["outcome"] for attempt in view["check_back"]["attempts"]] == [
         *["unknown"] * 3,
@@ -212,13 +212,13 @@ async def test_without_an_address_it_waits_for_its_initiator(cluster: Cluster, m
     await msg.prepare(timeout_to_fail=5, query_prepared="")
     tx = await cluster.store.wait_until(lambda stored: stored.tx.due_us == NEVER_US, "g1", within_s=60.0)
     assert 5.0 <= now_s() < 10.0
-    assert "has no query_prepared" in transaction_view(await cluster.stored())["needs_operator"]
+    assert "has no query_prepared" in stored_view(await cluster.stored())["needs_operator"]
 
     await asyncio.sleep(100_000.0)
     assert await cluster.saga() == tx
 
     assert await msg.submit() == SUCCEEDED
-    assert "needs_operator" not in transaction_view(await cluster.stored())
+    assert "needs_operator" not in stored_view(await cluster.stored())
 
 
 @pytest.mark.parametrize("where", ["under way", "in backoff", "parked in backoff"])

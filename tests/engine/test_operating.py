@@ -241,7 +241,7 @@ async def test_a_saga_is_not_prepared(cluster: Cluster) -> None:
 
     with pytest.raises(InvalidRequestError, match="a saga is not prepared: send it whole to submit"):
         await node.service.prepare(saga_request())
-    with pytest.raises(InvalidRequestError, match="trans_type '' is not offered"):
+    with pytest.raises(InvalidRequestError, match="trans_type '' is not known"):
         await node.service.prepare(TransRequest(gid="g1"))
 
 

@@ -83,7 +83,7 @@ async def test_nothing_malformed_is_stored(cluster: Cluster) -> None:
 
     with pytest.raises(InvalidRequestError):
         await node.submit(payloads=())
-    with pytest.raises(InvalidRequestError, match="trans_type 'barter' is not offered"):
+    with pytest.raises(InvalidRequestError, match="trans_type 'barter' is not known"):
         await node.submit(trans_type="barter")
 
     assert await cluster.store.find("g1") is None

@@ -23,7 +23,7 @@ from txcoord.errors import (
 from txcoord.model import MICROSECONDS, NEVER_US, Status
 from txcoord.request import SubmitResult, TransRequest
 from txcoord.store.memory import FailWhen
-from txcoord.tcc.decide import MOST_REFUSALS
+from txcoord.two_phase.decide import MOST_REFUSALS
 
 T = TypeVar("T")
 

@@ -225,7 +225,7 @@ async def test_a_finished_saga_is_not_submitted_again(http: httpx.AsyncClient) -
         ({"gid": "g\u0000"}, 400, "gid"),
         ({"gid": "g" * 200}, 400, "gid has 200 characters"),
         ({"trans_type": ""}, 400, "trans_type"),
-        ({"trans_type": "barter"}, 400, "trans_type 'barter' is not offered"),
+        ({"trans_type": "barter"}, 400, "trans_type 'barter' is not known"),
         ({"payloads": []}, 400, "payloads has 0 entries for 1 steps"),
         ({"steps": [{"action": "ftp://x"}]}, 400, "ftp://x"),
         ({"custom_data": '{"orders":{"0":[0]}}'}, 400, "orders can never be met"),

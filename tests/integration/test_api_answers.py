@@ -331,7 +331,7 @@ async def test_ping_answers_any_method(http: httpx.AsyncClient, method: str) -> 
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("POST", "registerXaBranch"), ("POST", "prepareWorkflow"), ("GET", "subscribe")],
+    [("GET", "subscribe"), ("GET", "queryKV")],
 )
 async def test_what_is_not_offered_says_so(http: httpx.AsyncClient, method: str, name: str) -> None:
     answer = await http.request(method, f"{BASE}/{name}")

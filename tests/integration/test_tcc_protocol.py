@@ -19,7 +19,7 @@ from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.dtm import Dtm, moment
 from tests.integration.purses import BALANCE, Purses
 from tests.integration.scripted import ERROR, ONGOING, SUCCESS, Answer, Participant, failure
-from txcoord.tcc.decide import MOST_REFUSALS
+from txcoord.two_phase.decide import MOST_REFUSALS
 
 DATA = '{"amount":30}'
 

@@ -31,6 +31,7 @@ PURE = frozenset(
         "retry",
         "saga",
         "tcc",
+        "two_phase",
         "workflow",
         "xa",
     ]
@@ -44,11 +45,12 @@ MAY_IMPORT = {
     "logs": PURE,
     "metrics": PURE | {""},
     "store": PURE | {"logs", "metrics"},
-    "dispatch": PURE | {"", "logs", "metrics"},
+    "dispatch": PURE | {"", "logs", "metrics", "proto"},
     "engine": PURE | {"logs", "metrics", "store.base", "dispatch.base"},
     # Queries go past the engine: it knows only what it drives.
     "service": PURE | {"logs", "metrics", "store.base", "engine"},
-    "api": PURE | {"", "logs", "metrics", "store.base", "service"},
+    "proto": frozenset(),
+    "api": PURE | {"", "logs", "metrics", "store.base", "service", "proto"},
     "console": PURE | {"", "logs", "metrics", "store.base", "service"},
 }
 """A layer may import itself and these; `store.base` is the contract alone, "" the version in txcoord/__init__.py."""
@@ -75,7 +77,21 @@ IMPURE_STANDARD_LIBRARY = frozenset(
 """Clocks, I/O and concurrency: pure modules are handed what they need."""
 
 SDK_PACKAGES = frozenset(
-    ["aiomysql", "aiosqlite", "asyncpg", "fastapi", "httpx", "msgspec", "psycopg", "pymysql", "sqlalchemy", "starlette"]
+    [
+        "aiomysql",
+        "aiosqlite",
+        "asyncpg",
+        "fastapi",
+        "google",
+        "grpc",
+        "httpx",
+        "msgspec",
+        "psycopg",
+        "pymysql",
+        "redis",
+        "sqlalchemy",
+        "starlette",
+    ]
 )
 """All that the SDK and its extras depend on. Nothing of the server's is among it."""
 

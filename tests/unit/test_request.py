@@ -132,12 +132,14 @@ def test_headers_are_bounded_as_they_stand_on_the_wire() -> None:
 # -- protocol, URLs, payloads ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "taken_for"), [("", "http"), ("http", "http"), ("json-rpc", "json-rpc")])
+@pytest.mark.parametrize(
+    ("protocol", "taken_for"), [("", "http"), ("http", "http"), ("json-rpc", "json-rpc"), ("grpc", "grpc")]
+)
 def test_http_is_the_default_of_the_protocols(protocol: str, taken_for: str) -> None:
     assert check_protocol(protocol) == taken_for
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "HTTP", "JSON-RPC", "jsonrpc"])
+@pytest.mark.parametrize("protocol", ["gRPC", "HTTP", "JSON-RPC", "jsonrpc"])
 def test_other_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"protocol '{protocol}' is not offered"):
         check_protocol(protocol)

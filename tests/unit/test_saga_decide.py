@@ -11,8 +11,9 @@ from txcoord.decision import Call, Decision, Done, MoveTo, Wait
 from txcoord.model import GlobalTransaction, Op, Options, Outcome, Status
 from txcoord.patterns import DECIDE, moved
 from txcoord.record import record_call
+from txcoord.request import REASON_LENGTH
 from txcoord.retry import RetryDefaults
-from txcoord.saga.decide import REASON_LENGTH, action_of, compensation_of, decide, failure_reason
+from txcoord.saga.decide import action_of, compensation_of, decide, failure_reason
 
 SECOND_US = 1_000_000
 LATER_US = NOON_US + SECOND_US

@@ -139,7 +139,7 @@ def test_a_plan_that_cannot_be_followed_is_refused(custom_data: str, complaint: 
             make_request(1, steps=({"compensate": "p/x"},)), "the compensate URL of step 0", id="compensate URL"
         ),
         pytest.param(make_request(query_prepared="x"), "query_prepared 'x' is no complete", id="query_prepared"),
-        pytest.param(make_request(protocol="grpc"), "protocol 'grpc' is not offered", id="protocol"),
+        pytest.param(make_request(protocol="soap"), "protocol 'soap' is not offered", id="protocol"),
         pytest.param(make_request(retry_interval=10**9), "retry_interval is", id="an option"),
     ],
 )

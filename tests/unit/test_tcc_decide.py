@@ -16,7 +16,8 @@ from txcoord.model import MICROSECONDS, NEVER_US, GlobalTransaction, Op, OpStatu
 from txcoord.patterns import DECIDE, moved
 from txcoord.record import record_call, record_held_off, record_success_without_call
 from txcoord.retry import RetryDefaults
-from txcoord.tcc.decide import MOST_REFUSALS, decide
+from txcoord.tcc.decide import decide
+from txcoord.two_phase.decide import MOST_REFUSALS
 
 LATER_US = NOON_US + MICROSECONDS
 DEADLINE_US = NOON_US + TIMEOUT_S * MICROSECONDS

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sagas import NOON_US, make_saga
+from tests.sagas import NOON_US
 from tests.tccs import make_tcc, registration
 from txcoord.errors import InvalidRequestError, RequestTooLargeError, StatusConflictError, TxcoordError
 from txcoord.model import MICROSECONDS, BranchOp, GlobalTransaction, Op, Options, Pattern, Status
-from txcoord.request import Limits, TransRequest
-from txcoord.tcc.request import MAX_BRANCH_ID_LENGTH, aborted, build_tcc, registered, submitted
+from txcoord.request import MAX_BRANCH_ID_LENGTH, Limits, TransRequest
+from txcoord.tcc.request import registered
+from txcoord.two_phase.request import aborted, build_two_phase, submitted
 
 LIMITS = Limits(max_branches=3, max_payload_bytes=100, max_url_length=60)
 LATER_US = NOON_US + 1
@@ -22,7 +23,9 @@ OTHERS = [status for status in Status if status is not Status.PREPARED]
 def build(**more: object) -> GlobalTransaction:
     fields: dict[str, object] = {"gid": "g1", "trans_type": "tcc"}
     request = TransRequest(**(fields | more))  # type: ignore[arg-type]
-    return build_tcc(request, LIMITS, now_us=NOON_US, status=Status.PREPARED, default_timeout_s=35.0)
+    return build_two_phase(
+        request, LIMITS, pattern=Pattern.TCC, now_us=NOON_US, status=Status.PREPARED, default_timeout_s=35.0
+    )
 
 
 def prepared(letters: str = "") -> GlobalTransaction:
@@ -97,11 +100,6 @@ def test_nothing_is_registered_after_the_decision(status: Status, branch_id: str
     assert (refused.value.status, refused.value.wanted) == (status, "register")
 
 
-def test_a_saga_has_no_branches_to_register() -> None:
-    with pytest.raises(InvalidRequestError, match="g1 is a saga"):
-        registered(make_saga(), registration(), LIMITS, now_us=LATER_US)
-
-
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -161,12 +159,6 @@ def test_an_abort_of_what_was_decided_otherwise_is_refused(status: Status) -> No
         aborted(make_tcc(status=status), "", now_us=LATER_US)
 
     assert (refused.value.status, refused.value.wanted) == (status, "abort")
-
-
-@pytest.mark.parametrize("status", list(Status))
-def test_a_saga_is_never_aborted(status: Status) -> None:
-    with pytest.raises(StatusConflictError):
-        aborted(make_saga(status=status), "", now_us=LATER_US)
 
 
 REQUESTS = st.lists(st.sampled_from(["submit", "abort", "01", "02", "03"]), max_size=12)

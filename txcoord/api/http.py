@@ -20,7 +20,7 @@ from txcoord.api.answers import Answer
 from txcoord.api.jsonrpc import JsonRpcApi, of_unread
 from txcoord.api.operations import Operations
 from txcoord.api.replies import Reply
-from txcoord.api.views import branch_views, transaction_view
+from txcoord.api.views import branch_views, stored_view, transaction_view
 from txcoord.api.wire import INT64_MAX, clean_gid, decode_branch, decode_trans
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
 from txcoord.model import MICROSECONDS, Pattern, Status
@@ -49,8 +49,6 @@ _CENTURY_S: Final = 100 * 366 * 24 * 3600
 
 # Paths of DTM that belong to patterns this version has not got.
 _NOT_OFFERED: Final = (
-    ("POST", "registerXaBranch"),
-    ("POST", "prepareWorkflow"),
     ("GET", "subscribe"),
     ("GET", "unsubscribe"),
     ("GET", "queryKV"),
@@ -94,8 +92,10 @@ class HttpApi:
             "submit": self._submit,
             "abort": self._abort,
             "registerBranch": self._register_branch,
-            # The name that old clients in PHP and Node use.
+            # The names that old clients in PHP and Node use.
             "registerTccBranch": self._register_branch,
+            "registerXaBranch": self._register_branch,
+            "prepareWorkflow": self._prepare_workflow,
             "forceStop": self._force_stop,
             "resetNextCronTime": self._reset_next_cron_time,
         }
@@ -206,6 +206,10 @@ class HttpApi:
     async def _prepare(self, body: bytes) -> Answer:
         return answers.of_reply(await self._operations.prepare(decode_trans(body)))
 
+    async def _prepare_workflow(self, body: bytes) -> Answer:
+        workflow = await self._operations.prepare_workflow(decode_trans(body))
+        return answers.ok({"progresses": branch_views(workflow), "transaction": transaction_view(workflow)})
+
     async def _submit(self, body: bytes) -> Answer:
         return answers.of_reply(await self._operations.submit(decode_trans(body)))
 
@@ -233,15 +237,13 @@ class HttpApi:
         stored = await self._service.query(_gid_of(clean_gid(query.get("gid", ""))))
         if stored is None:
             return answers.ok({"branches": [], "transaction": None})
-        return answers.ok({"branches": branch_views(stored.tx), "transaction": transaction_view(stored)})
+        return answers.ok({"branches": branch_views(stored.tx), "transaction": stored_view(stored)})
 
     async def _all(self, query: Query) -> Answer:
         gid = clean_gid(query.get("gid", ""))
         if gid:
             stored = await self._service.query(gid)
-            return answers.ok(
-                {"next_position": "", "transactions": None if stored is None else [transaction_view(stored)]}
-            )
+            return answers.ok({"next_position": "", "transactions": None if stored is None else [stored_view(stored)]})
         wanted = _list_query(query)
         found = [] if wanted is None else await self._service.list_transactions(wanted)
         # Only a full page can have more behind it.
@@ -249,7 +251,7 @@ class HttpApi:
         return answers.ok(
             {
                 "next_position": str(found[-1].id) if is_full else "",
-                "transactions": [transaction_view(stored) for stored in found],
+                "transactions": [stored_view(stored) for stored in found],
             }
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from txcoord.api import replies
 from txcoord.api.replies import Reply
 from txcoord.errors import TransactionNotFoundError
+from txcoord.model import GlobalTransaction
 from txcoord.request import BranchRegistration, TransRequest
 from txcoord.service import Service
 
@@ -18,6 +19,9 @@ class Operations:
     async def prepare(self, request: TransRequest) -> Reply:
         await self._service.prepare(request)
         return replies.SUCCESS
+
+    async def prepare_workflow(self, request: TransRequest) -> GlobalTransaction:
+        return await self._service.prepare_workflow(request)
 
     async def submit(self, request: TransRequest) -> Reply:
         return replies.submitted(request.gid, await self._service.submit(request))

@@ -3,7 +3,8 @@
 Names, order and what is left out when empty are DTM's. Times are RFC 3339, UTC, to the
 microsecond; an absent time has no key (the C# client cannot read a null one). Keys of
 our own are `attempts`, the latest calls of a branch operation, oldest first, and
-`check_back`, the same for the question to a message's initiator.
+`check_back` and `resume`, the same for the question to a message's initiator and for the
+request to go on with a workflow.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def _what_needs_an_operator(tx: GlobalTransaction) -> str | None:
             f"{tx.gid} has no query_prepared, so that nobody can be asked whether it is to be delivered:"
             " submit it, or abort it"
         )
+    if tx.pattern is Pattern.WORKFLOW:
+        return f"{tx.gid} has no query_prepared, so that nobody can be asked to go on with it: run it again, or stop it"
     refused = [op for op in tx.branches if op.refusals]
     return "; ".join(
         f"{op.op} of branch {op.branch_id} answered failure {op.refusals} times: {op.attempts[-1].detail}"
@@ -62,11 +65,17 @@ def _next_cron_time(tx: GlobalTransaction) -> str | None:
     return rfc3339(tx.updated_us if tx.due_us == AT_ONCE else tx.due_us)
 
 
-def transaction_view(stored: Stored) -> JsonObject:
-    tx = stored.tx
+def stored_view(stored: Stored) -> JsonObject:
+    """A transaction as it is found in the store."""
+    view = transaction_view(stored.tx)
+    view["id"] = stored.id
+    return {**view, "owner": str(stored.owner)} if stored.owner else view
+
+
+def transaction_view(tx: GlobalTransaction) -> JsonObject:
     ended = None if tx.finished_us is None else rfc3339(tx.finished_us)
     view = {
-        "id": stored.id,
+        "id": 0,
         "create_time": rfc3339(tx.created_us),
         "update_time": rfc3339(tx.updated_us),
         "gid": tx.gid,
@@ -82,8 +91,7 @@ def transaction_view(stored: Stored) -> JsonObject:
         "custom_data": tx.custom_data,
         "next_cron_time": _next_cron_time(tx),
         "needs_operator": _what_needs_an_operator(tx),
-        "check_back": _check_back_view(tx),
-        "owner": str(stored.owner) if stored.owner else None,
+        **_question_view(tx),
     }
     return {**_without_empty(view), "concurrent": tx.options.concurrent}
 
@@ -101,16 +109,20 @@ def options_view(options: Options) -> JsonObject:
 
 
 def branch_views(tx: GlobalTransaction) -> list[JsonObject]:
-    # The check-back is no row of DTM's; it is shown with the transaction.
-    rows = [branch for branch in tx.branches if branch.op is not Op.MSG]
+    # The question to the initiator is no row of DTM's; it is shown with the transaction.
+    rows = [branch for branch in tx.branches if branch.op not in _QUESTIONS]
     return [_branch_view(tx, number, branch) for number, branch in enumerate(rows, start=1)]
 
 
-def _check_back_view(tx: GlobalTransaction) -> JsonObject | None:
+_QUESTIONS: Final = {Op.MSG: "check_back", Op.RESUME: "resume"}
+
+
+def _question_view(tx: GlobalTransaction) -> JsonObject:
     for op in tx.branches:
-        if op.op is Op.MSG and op.attempts:
-            return {"status": op.status.value, "attempts": [attempt_view(attempt) for attempt in op.attempts]}
-    return None
+        if op.op in _QUESTIONS and op.attempts:
+            attempts = [attempt_view(attempt) for attempt in op.attempts]
+            return {_QUESTIONS[op.op]: {"status": op.status.value, "attempts": attempts}}
+    return {}
 
 
 def _branch_view(tx: GlobalTransaction, number: int, branch: BranchOp) -> JsonObject:

@@ -122,6 +122,9 @@ def decode_branch(body: bytes, *, what: str = _BODY) -> BranchRegistration:
         data=found.get("data", "").encode(),
         confirm=found.get("confirm", ""),
         cancel=found.get("cancel", ""),
+        url=found.get("url", ""),
+        op=found.get("op", ""),
+        status=found.get("status", ""),
     )
 
 

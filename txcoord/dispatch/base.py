@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from txcoord.model import Op, Outcome, Pattern
+from txcoord.model import Outcome, Pattern
 from txcoord.protocol import HTTP
 
 
@@ -17,7 +17,8 @@ class BranchRequest(Struct, frozen=True, kw_only=True):
     gid: str
     pattern: Pattern
     branch_id: str
-    op: Op
+    op: str
+    """An `Op`; the request to resume a workflow has the workflow's name in its place."""
     url: str
     payload: bytes = b""
     headers: Mapping[str, str] = {}

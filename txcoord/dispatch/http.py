@@ -18,6 +18,9 @@ from txcoord.protocol import QUERY_PARAMETERS
 __all__ = ["DispatchSettings", "HttpDispatcher"]
 
 _BRANCH_ID, _GID, _OP, _TRANS_TYPE = (f"{name}=" for name in QUERY_PARAMETERS)
+_ALWAYS_POSTED = frozenset((Pattern.XA, Pattern.WORKFLOW))
+"""Also without a body; for a workflow without input DTM says GET, which its own clients do not route."""
+
 _is_plain = re.compile(r"[A-Za-z0-9_.~-]*\Z").match
 
 
@@ -47,13 +50,13 @@ class HttpDispatcher(OverHttp):
                 gid if _is_plain(gid) else _encode(gid),
                 "&",
                 _OP,
-                request.op,
+                request.op if _is_plain(request.op) else _encode(request.op),
                 "&",
                 _TRANS_TYPE,
                 pattern,
             )
         )
-        method = "POST" if body or pattern is Pattern.XA else "GET"
+        method = "POST" if body or pattern in _ALWAYS_POSTED else "GET"
         result = await self._client.fetch(method, url, target, headers, body, now + request.timeout_s, now)
 
         if isinstance(result, NoAnswer):

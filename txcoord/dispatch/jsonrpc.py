@@ -29,7 +29,7 @@ class JsonRpcDispatcher(OverHttp):
             "gid": request.gid,
             "trans_type": request.pattern.value,
             "branch_id": request.branch_id,
-            "op": request.op.value,
+            "op": request.op,
         }
         body = make_request(method_of(request.url), params, call=call)
         result = await self._client.fetch("POST", url, url.target, headers, body, now + request.timeout_s, now)

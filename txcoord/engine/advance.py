@@ -17,10 +17,11 @@ from txcoord.errors import LeaseLostError, TxcoordError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Outcome, Pattern, Status
 from txcoord.patterns import DECIDE, moved
-from txcoord.record import may_fail_in, record_call, record_held_off, record_success_without_call
+from txcoord.record import may_fail_in, record_call, record_held_off, record_resume, record_success_without_call
 from txcoord.retry import RetryDefaults, jittered_us
 from txcoord.store.base import Applied, Save
-from txcoord.tcc.decide import MOST_REFUSALS
+from txcoord.two_phase.decide import MOST_REFUSALS
+from txcoord.workflow.request import name_of
 
 log = get_logger()
 
@@ -109,6 +110,9 @@ class Advancer:
                     await self._wait(live, until_us)
                 case Done():
                     live.end_pass()
+                    if live.calls:
+                        # A workflow's participant reports the end within our call, and is left to finish it.
+                        await asyncio.wait(live.calls)
                     return None
                 case unknown:
                     assert_never(unknown)
@@ -134,8 +138,9 @@ class Advancer:
                 request.fail(NotOursError(f"{before.gid} has left this process's memory: {error}"))
             raise
         if tx.status is not before.status:
-            # Only a check-back can be under way: it asks for what has just been said.
-            live.drop_calls()
+            if tx.pattern is Pattern.MSG:
+                # Only a check-back can be under way: it asks for what has just been said.
+                live.drop_calls()
             note_status(tx, live.epoch)
         for request in done:
             if not request.answer.done():
@@ -237,7 +242,7 @@ class Advancer:
                 gid=tx.gid,
                 pattern=tx.pattern,
                 branch_id=op.branch_id,
-                op=op.op,
+                op=op.op if op.op is not Op.RESUME else name_of(tx),
                 url=op.url,
                 payload=op.payload,
                 headers=tx.options.branch_headers,
@@ -278,22 +283,34 @@ class Advancer:
             delay_s = max(result.retry_after_s, _SHORTEST_HOLD_S)
             return record_held_off(op, until_us=now_us + jittered_us(delay_s, self._random))
         metrics.branch_called(tx.pattern, op.op, result.outcome)
-        recorded = record_call(
-            op,
-            Attempt(
-                at_us=began_us,
-                duration_us=now_us - began_us,
-                outcome=result.outcome,
-                code=result.code,
-                detail=result.detail,
-            ),
-            now_us=now_us,
-            policy=self._retry.policy(tx.options),
-            random=self._random,
-            attempts_kept=self._settings.attempts_kept,
-            may_fail=may_fail_in(tx.pattern),
-            max_attempts=tx.options.max_attempts if op.op is Op.ACTION else 0,
+        attempt = Attempt(
+            at_us=began_us,
+            duration_us=now_us - began_us,
+            outcome=result.outcome,
+            code=result.code,
+            detail=result.detail,
         )
+        policy = self._retry.policy(tx.options)
+        if op.op is Op.RESUME:
+            recorded = record_resume(
+                op,
+                attempt,
+                now_us=now_us,
+                policy=policy,
+                random=self._random,
+                attempts_kept=self._settings.attempts_kept,
+            )
+        else:
+            recorded = record_call(
+                op,
+                attempt,
+                now_us=now_us,
+                policy=policy,
+                random=self._random,
+                attempts_kept=self._settings.attempts_kept,
+                may_fail=may_fail_in(tx.pattern),
+                max_attempts=tx.options.max_attempts if op.op is Op.ACTION else 0,
+            )
         if result.outcome is not Outcome.SUCCESS:
             # The answer itself may hold personal data: it is in the record, not in the log.
             log.warning(

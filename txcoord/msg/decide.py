@@ -22,7 +22,8 @@ from collections.abc import Collection, Sequence
 
 from txcoord.decision import Call, Decision, Done, MoveTo, Wait
 from txcoord.model import MICROSECONDS, NEVER_US, BranchOp, GlobalTransaction, Op, OpStatus, Status
-from txcoord.saga.decide import REASON_LENGTH, failure_reason
+from txcoord.request import REASON_LENGTH
+from txcoord.saga.decide import failure_reason
 
 
 def decide(msg: GlobalTransaction, now_us: int, in_flight: Collection[int] = ()) -> Decision:

@@ -16,6 +16,7 @@ from txcoord.protocol import CHECK_BACK_BRANCH, TOPIC_SCHEME, branch_id_of
 from txcoord.request import (
     Limits,
     TransRequest,
+    check_custom_data,
     check_gid,
     check_options,
     check_params,
@@ -39,7 +40,7 @@ def build_msg(
         _action(position, step.get(Op.ACTION.value, ""), payload, protocol, limits)
         for position, (step, payload) in enumerate(zip(request.steps, check_payloads(request, limits), strict=True))
     ]
-    query_prepared = check_url(request.query_prepared, where="query_prepared", limits=limits)
+    query_prepared = check_url(request.query_prepared, where="query_prepared", limits=limits, protocol=protocol)
     if query_prepared:
         branches.append(BranchOp(branch_id=CHECK_BACK_BRANCH, op=Op.MSG, url=query_prepared))
     options = _with_delivery(check_options(request, limits), request.custom_data, limits)
@@ -64,7 +65,7 @@ def _action(position: int, url: str, payload: bytes, protocol: str, limits: Limi
         raise InvalidRequestError(
             f"topics are not offered by this version: name an http(s) URL as the action of step {position}, not {url!r}"
         )
-    url = check_url(url, where=f"the action URL of step {position}", limits=limits)
+    url = check_url(url, where=f"the action URL of step {position}", limits=limits, protocol=protocol)
     check_params(payload, url=url, protocol=protocol, where=f"the payload of step {position}")
     return BranchOp(branch_id=branch_id_of(position), op=Op.ACTION, url=url, payload=payload)
 
@@ -80,13 +81,8 @@ class _Delivery(msgspec.Struct, frozen=True):
 def _with_delivery(options: Options, custom_data: str, limits: Limits) -> Options:
     if not custom_data:
         return options
-    size = len(custom_data.encode(errors="surrogatepass"))
-    if size > limits.max_custom_data_bytes:
-        raise InvalidRequestError(
-            f"custom_data has {size} bytes: at most {limits.max_custom_data_bytes} (max_custom_data_bytes) are allowed"
-        )
     try:
-        delivery = msgspec.json.decode(custom_data, type=_Delivery | None) or _Delivery()
+        delivery = msgspec.json.decode(check_custom_data(custom_data, limits), type=_Delivery | None) or _Delivery()
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise InvalidRequestError(f"custom_data of a msg cannot be read: {error}") from error
     delay_us = _duration_us("delay", delivery.delay, limits)

@@ -31,10 +31,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from txcoord.decision import Call, Decision, Done, MoveTo, Wait
 from txcoord.model import BranchOp, GlobalTransaction, OpStatus, Outcome, Status
+from txcoord.request import REASON_LENGTH
 from txcoord.saga.graph import predecessors
-
-REASON_LENGTH = 1024
-"""Longest reason that DTM's clients expect to be stored."""
 
 
 def decide(saga: GlobalTransaction, now_us: int, in_flight: Collection[int] = ()) -> Decision:

@@ -12,6 +12,7 @@ from txcoord.protocol import branch_id_of
 from txcoord.request import (
     Limits,
     TransRequest,
+    check_custom_data,
     check_gid,
     check_options,
     check_params,
@@ -35,7 +36,9 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
     for step, (urls, payload) in enumerate(zip(request.steps, payloads, strict=True)):
         branch_id = branch_id_of(step)
         for op in (Op.COMPENSATE, Op.ACTION):
-            url = check_url(urls.get(op.value, ""), where=f"the {op} URL of step {step}", limits=limits)
+            url = check_url(
+                urls.get(op.value, ""), where=f"the {op} URL of step {step}", limits=limits, protocol=protocol
+            )
             check_params(payload, url=url, protocol=protocol, where=f"the payload of step {step}")
             branches.append(BranchOp(branch_id=branch_id, op=op, url=url, payload=payload))
     plan = _Plan.read(request.custom_data, steps=len(request.steps), limits=limits)
@@ -49,7 +52,7 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
         branches=tuple(branches),
         options=options,
         protocol=protocol,
-        query_prepared=check_url(request.query_prepared, where="query_prepared", limits=limits),
+        query_prepared=check_url(request.query_prepared, where="query_prepared", limits=limits, protocol=protocol),
         custom_data=request.custom_data,
         created_us=now_us,
         updated_us=now_us,
@@ -67,14 +70,8 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     def read(cls, custom_data: str, *, steps: int, limits: Limits) -> _Plan:
         if not custom_data:
             return cls()
-        size = len(custom_data.encode(errors="surrogatepass"))
-        if size > limits.max_custom_data_bytes:
-            raise InvalidRequestError(
-                f"custom_data has {size} bytes: at most {limits.max_custom_data_bytes}"
-                " (max_custom_data_bytes) are allowed"
-            )
         try:
-            raw = msgspec.json.decode(custom_data, type=_RawPlan | None)
+            raw = msgspec.json.decode(check_custom_data(custom_data, limits), type=_RawPlan | None)
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
             raise InvalidRequestError(f"custom_data of a saga cannot be read: {error}") from error
         if raw is None:

@@ -1,0 +1,1 @@
+"""XA: databases prepare, then all of them commit or all roll back."""
