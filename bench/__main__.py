@@ -1,4 +1,4 @@
-"""`scripts/bench`: sagas end to end, measured as a user would."""
+"""`scripts/bench`: transactions end to end, measured as a user would."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bench.coordinator import (
     running_store,
 )
 from bench.errors import BenchError
+from bench.flows import Load
 from bench.machine import describe_machine
 from bench.measure import Bench, Run
 from bench.participants import participants
@@ -32,22 +33,25 @@ from tests.servers import ServerFailedError
 RESULTS = Path(__file__).with_name("results")
 
 HELP = """\
-Measure the throughput of sagas, end to end and durable, on this machine.
+Measure the throughput of transactions, end to end and durable, on this machine.
 
-wrk posts sagas of two branches with `wait_result`: each answer means that the saga was stored, both branches
-were called over HTTP and the end is on disk. nginx plays both participants. Coordinator, database, participants
-and load generator share this machine's cores. A warm-up of 2 s before each run is not counted.
+Sagas of two branches, unless `--pattern` says otherwise, with `wait_result`: each answer means that the saga was
+stored, both branches were called over HTTP and the end is on disk. nginx plays both participants. Coordinator,
+database, participants and load generator share this machine's cores. A warm-up of 2 s before each run is not counted.
+
+`tcc` is prepare, two registrations and a submit, `msg` prepare and submit of a message with one branch, `grpc-saga`
+a saga submitted over gRPC: the clients are then a Python program instead of wrk, which takes more of the machine.
 
 **How to read it**
 
-* **sagas/s**: sagas answered with success. With 1 client it is little more than 1 / latency, and says what one
-  caller waits for; with 64 it says what the machine can carry.
+* **sagas/s** (or what else was chosen): those answered with success. With 1 client it is little more than
+  1 / latency, and says what one caller waits for; with 64 it says what the machine can carry.
 * **p50, p99**: latency as the client sees it. Clients post the next saga when the last is answered, so under full
   load latency is clients / throughput.
 * **errors**: answers that were not 200 with SUCCESS, and broken connections. Any at all spoils the run (exit code 1).
-* **CPU µs/saga**: user and system time of all processes of each part. Where they add up to cores x 1 s / (sagas/s),
-  the machine is full; where they do not, something waits: for the disk, or for one busy core.
-* **db transactions per saga, mean batch**: how well the group commit gathers. One client cannot share a commit: 2 or
+* **CPU µs each**: user and system time of all processes of each part, per transaction. Where they add up to
+  cores x 1 s / rate, the machine is full; where they do not, something waits: for the disk, or for one busy core.
+* **db transactions each, mean batch**: how well the group commit gathers. One client cannot share a commit: 2 or
   more per saga. Many clients should be far below 1.
 * **fsync**: time to sync 4 KiB where the store lies, just before the run. It bounds what one client can reach, and
   two runs compare only if it is alike. A store in memory (tmpfs) is marked: not durable.
@@ -64,6 +68,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 @app.command(help=HELP)
 def bench(
     store: Annotated[StoreKind, typer.Option(help="Store; databases are private servers, durable.")] = StoreKind.SQLITE,
+    pattern: Annotated[Load, typer.Option(help="What the clients do.")] = Load.SAGA,
     clients: Annotated[str, typer.Option(help="Numbers of clients, one run each.")] = "1,16,64",
     seconds: Annotated[int, typer.Option(min=1, help="Length of each run.")] = 10,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes of the coordinator.")] = 1,
@@ -97,7 +102,9 @@ def bench(
                     settings=database_setting or [],
                 )
                 what = f"{store}, {processes} process{'es' if processes > 1 else ''}"
-            setup = Bench(target=target, participants=stack.enter_context(participants()), store=ours)
+            if pattern is Load.GRPC and not target.grpc:
+                raise BenchError("--pattern grpc-saga needs a coordinator of ours: leave --server out")
+            setup = Bench(target=target, participants=stack.enter_context(participants()), store=ours, load=pattern)
             machine = describe_machine(ours)
             runs = _measure(setup, console, counts=counts, seconds=seconds, repeat=repeat)
             if profile:
@@ -106,8 +113,10 @@ def bench(
     except (BenchError, ServerFailedError, ProgramMissingError) as error:
         console.print(f"[bold red]{error}", soft_wrap=True)
         raise typer.Exit(2) from error
-    report = Report(server=what, seconds=seconds, repeat=repeat, preloaded=preload, machine=machine, runs=runs)
-    file = json or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'server' if server else store.value}.json"
+    report = Report(
+        load=pattern, server=what, seconds=seconds, repeat=repeat, preloaded=preload, machine=machine, runs=runs
+    )
+    file = json or RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{pattern}-{'server' if server else store.value}.json"
     report.write_json(file)
     report.print(Console(width=None if sys.stdout.isatty() else 150))
     console.print(f"raw results: {file}")

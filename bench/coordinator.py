@@ -44,6 +44,8 @@ class Target:
 
     url: str
     pid: int | None
+    grpc: str = ""
+    """host:port; empty: it is not known."""
 
 
 @contextlib.contextmanager

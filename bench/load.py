@@ -1,15 +1,20 @@
-"""The load: wrk posts sagas as fast as they are answered, one connection per client."""
+"""The load: transactions as fast as they are answered, one connection per client.
+
+wrk posts sagas; what takes several requests, or gRPC, `bench.client` does.
+"""
 
 from __future__ import annotations
 
 import json
 import resource
 import subprocess
+import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.flows import Load
 from tests.processes import program
 
 SCRIPT = Path(__file__).with_name("saga.lua")
@@ -19,10 +24,10 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What wrk saw in one run. Latencies are of all answers, in microseconds."""
+    """What the clients saw in one run. Latencies are of all that was answered, in microseconds."""
 
-    sagas: int
-    """Answered with 200 and SUCCESS."""
+    transactions: int
+    """Ended, and answered with SUCCESS to the last."""
     seconds: float
     errors: int
     """Other answers, broken connections and answers that took too long."""
@@ -33,14 +38,40 @@ class LoadResult:
     p99_us: int
     max_us: int
     cpu_s: float
-    """Processor time of wrk itself."""
+    """Processor time of the clients themselves."""
 
 
-def run_load(*, server: str, participants: str, clients: int, seconds: int) -> LoadResult:
-    """Let `clients` clients post sagas to a server for some seconds.
+def run_load(load: Load, *, server: str, participants: str, clients: int, seconds: int) -> LoadResult:
+    """Let `clients` clients do transactions on a server for some seconds.
 
     What is under way at the end is not counted, though the coordinator finishes it.
+
+    Args:
+        server: its URL; for gRPC host:port.
     """
+    if load is Load.SAGA:
+        return _wrk(server=server, participants=participants, clients=clients, seconds=seconds)
+    options = {
+        "load": load.value,
+        "url": server,
+        "participants": participants,
+        "prefix": uuid.uuid4().hex[:16] + "-",
+        "clients": clients,
+        "seconds": seconds,
+    }
+    command = [sys.executable, "-m", "bench.client", *(f"--{name}={value}" for name, value in options.items())]
+    before = _cpu_of_children()
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 2 * TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"the clients did not end within {error.timeout:.0f} s") from error
+    if result.returncode != 0:
+        raise BenchError(f"the clients failed ({result.returncode}): {result.stderr.strip()[-500:]}")
+    seen = json.loads(result.stdout)
+    return LoadResult(seconds=seen.pop("duration_us") / 1e6, cpu_s=_cpu_of_children() - before, **seen)
+
+
+def _wrk(*, server: str, participants: str, clients: int, seconds: int) -> LoadResult:
     wrk = program("wrk", package="wrk")
     options = ["-t1", f"-c{clients}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", "-s", str(SCRIPT)]
     command = [str(wrk), *options, server + SUBMIT, "--", uuid.uuid4().hex[:16] + "-", participants]
@@ -56,7 +87,7 @@ def run_load(*, server: str, participants: str, clients: int, seconds: int) -> L
     seen = json.loads(lines["RESULT"])
     errors = seen["bad"] + seen["broken"] + seen["timed_out"]
     return LoadResult(
-        sagas=seen["requests"] - seen["bad"],
+        transactions=seen["requests"] - seen["bad"],
         seconds=seen["duration_us"] / 1e6,
         errors=errors,
         first_error=lines.get("FIRST_BAD", "a connection broke or an answer took too long" if errors else ""),

@@ -17,6 +17,7 @@ import httpx
 
 from bench.coordinator import RunningStore, Target
 from bench.errors import BenchError
+from bench.flows import Load
 from bench.load import LoadResult, run_load
 from bench.participants import Participants
 from tests.processes import descendants, end, program, spawn
@@ -33,16 +34,16 @@ class Run:
 
     clients: int
     load: LoadResult
-    sagas_per_s: float
+    per_s: float
     coordinator_cpu_us: float | None
-    """Per saga, all processes of the coordinator; so are the next two."""
+    """Per transaction, all processes of the coordinator; so are the next two."""
     store_cpu_us: float | None
     participants_cpu_us: float | None
     load_cpu_us: float | None
     memory_bytes: int | None
     """Resident memory of all coordinator processes at the end."""
     database_transactions: float | None
-    """Per saga: below 1 where several sagas share a commit."""
+    """Per transaction: below 1 where several share a commit."""
     mean_batch: float | None
     """Changes in one database transaction. (The two writes that a saga waits for are two changes.)"""
     fsync_us: float | None
@@ -56,6 +57,7 @@ class Bench:
     target: Target
     participants: Participants
     store: RunningStore | None
+    load: Load = Load.SAGA
 
     def measure(self, *, clients: int, seconds: int) -> Run:
         """Warm up, then load for some seconds, and look at every process before and after."""
@@ -65,22 +67,26 @@ class Bench:
         load = self._load(clients=clients, seconds=seconds)
         after = self._look()
 
-        def per_saga(part: str) -> float | None:
+        def per_transaction(part: str) -> float | None:
             start, stop = before.cpu_s.get(part), after.cpu_s.get(part)
-            return None if start is None or stop is None or not load.sagas else (stop - start) / load.sagas * 1e6
+            return (
+                None
+                if start is None or stop is None or not load.transactions
+                else (stop - start) / load.transactions * 1e6
+            )
 
         batches = None if after.batches is None or before.batches is None else after.batches - before.batches
         changes = None if after.changes is None or before.changes is None else after.changes - before.changes
         return Run(
             clients=clients,
             load=load,
-            sagas_per_s=load.sagas / load.seconds,
-            coordinator_cpu_us=per_saga("coordinator"),
-            store_cpu_us=per_saga("store"),
-            participants_cpu_us=per_saga("participants"),
-            load_cpu_us=load.cpu_s / load.sagas * 1e6 if load.sagas else None,
+            per_s=load.transactions / load.seconds,
+            coordinator_cpu_us=per_transaction("coordinator"),
+            store_cpu_us=per_transaction("store"),
+            participants_cpu_us=per_transaction("participants"),
+            load_cpu_us=load.cpu_s / load.transactions * 1e6 if load.transactions else None,
             memory_bytes=after.memory_bytes,
-            database_transactions=None if batches is None or not load.sagas else batches / load.sagas,
+            database_transactions=None if batches is None or not load.transactions else batches / load.transactions,
             mean_batch=None if not batches or changes is None else changes / batches,
             fsync_us=fsync_us,
         )
@@ -94,7 +100,8 @@ class Bench:
             self._load(clients=clients, seconds=seconds + 1)
 
     def _load(self, *, clients: int, seconds: int) -> LoadResult:
-        return run_load(server=self.target.url, participants=self.participants.url, clients=clients, seconds=seconds)
+        server = self.target.grpc if self.load is Load.GRPC else self.target.url
+        return run_load(self.load, server=server, participants=self.participants.url, clients=clients, seconds=seconds)
 
     def _look(self) -> _Look:
         metrics = _metrics(self.target.url)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench.flows import Load
 from bench.machine import Machine
 from bench.measure import Run
 
@@ -21,6 +22,7 @@ from bench.measure import Run
 class Report:
     """All that one call of the benchmark found out."""
 
+    load: Load
     server: str
     """What was loaded: our store and number of processes, or the URL of another server."""
     seconds: int
@@ -37,15 +39,15 @@ class Report:
     def print(self, console: Console) -> None:
         """Print one row for each number of clients: of several runs the one with the median throughput."""
         machine = self.machine
-        title = f"2-branch sagas with wait_result: {self.server}"
+        title = f"{self.load.explanation}: {self.server}"
         if self.preloaded:
             title += f", {self.preloaded:,} finished ones in the store"
         table = Table(title=title, title_justify="left", caption_justify="left")
-        for heading in ("clients", "sagas/s", "p50 ms", "p99 ms", "errors"):
+        for heading in ("clients", f"{self.load}s/s", "p50 ms", "p99 ms", "errors"):
             table.add_column(heading, justify="right")
         for heading in ("coordinator", "store", "participants", "load"):
-            table.add_column(f"CPU µs/saga\n{heading}", justify="right")
-        for heading in ("memory\nMiB", "db transactions\nper saga", "mean\nbatch", "fsync\nµs"):
+            table.add_column(f"CPU µs each\n{heading}", justify="right")
+        for heading in ("memory\nMiB", "db transactions\neach", "mean\nbatch", "fsync\nµs"):
             table.add_column(heading, justify="right")
         for clients in dict.fromkeys(run.clients for run in self.runs):
             table.add_row(*self._row([run for run in self.runs if run.clients == clients]))
@@ -73,10 +75,10 @@ class Report:
                 )
 
     def _row(self, runs: Sequence[Run]) -> Sequence[str]:
-        run = sorted(runs, key=lambda each: each.sagas_per_s)[(len(runs) - 1) // 2]
-        rate = f"{run.sagas_per_s:,.0f}"
+        run = sorted(runs, key=lambda each: each.per_s)[(len(runs) - 1) // 2]
+        rate = f"{run.per_s:,.0f}"
         if len(runs) > 1:
-            rates = [each.sagas_per_s for each in runs]
+            rates = [each.per_s for each in runs]
             rate += f" ±{100 * (max(rates) - min(rates)) / 2 / statistics.median(rates):.0f}%"
         return (
             str(run.clients),

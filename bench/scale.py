@@ -65,8 +65,8 @@ def recovery(store: Kind = StoreKind.SQLITE, count: int = 50_000) -> None:
             seconds = time.perf_counter() - started
     rate = (done - done_before) / seconds
     print(
-        f"{store}: {done:,} of {count:,} overdue sagas ended; {rate:,.0f} sagas/s beside {normal.sagas_per_s:,.0f}"
-        f" normally with 64 clients: {rate / normal.sagas_per_s:.0%}"
+        f"{store}: {done:,} of {count:,} overdue sagas ended; {rate:,.0f} sagas/s beside {normal.per_s:,.0f}"
+        f" normally with 64 clients: {rate / normal.per_s:.0%}"
     )
 
 
