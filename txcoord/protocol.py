@@ -6,7 +6,7 @@ else in the code base writes them out.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 API_BASE = "/api/dtmsvr"
 DEFAULT_HTTP_PORT = 36789
@@ -41,6 +41,7 @@ METHOD_PARAMETER = "method"
 """In the URL of a branch: the method to be called over JSON-RPC."""
 
 GRPC_SERVICE = "dtmgimp.Dtm"
+GRPC_OPERATORS_SERVICE = "txcoord.v1.Coordinator"
 WORKFLOW_METHOD = "workflow.Workflow/Execute"
 """By which a participant that speaks gRPC is asked to resume a workflow."""
 
@@ -89,6 +90,21 @@ class ResultWord(StrEnum):
     FAILURE = "FAILURE"
     ONGOING = "ONGOING"
     DUPLICATED = "DUPLICATED"
+
+
+class GrpcStatus(IntEnum):
+    """The status codes of gRPC that mean something here, by their numbers."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    """Not finished yet, ask again; in both directions."""
+    ABORTED = 10
+    """A definite failure, in both directions."""
+    INTERNAL = 13
+    UNAVAILABLE = 14
 
 
 def branch_id_of(index: int) -> str:

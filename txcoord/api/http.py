@@ -19,14 +19,13 @@ from txcoord.api import answers, replies
 from txcoord.api.answers import Answer
 from txcoord.api.jsonrpc import JsonRpcApi, of_unread
 from txcoord.api.operations import Operations
+from txcoord.api.queries import Query, gid_of, one, optional_number, page, whole_number
 from txcoord.api.replies import Reply
-from txcoord.api.views import branch_views, stored_view, transaction_view
-from txcoord.api.wire import INT64_MAX, clean_gid, decode_branch, decode_trans
+from txcoord.api.views import branch_views, transaction_view
+from txcoord.api.wire import decode_branch, decode_trans
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
-from txcoord.model import MICROSECONDS, Pattern, Status
 from txcoord.protocol import API_BASE, JSON_RPC_PATH, RESULT_KEY, ResultWord
 from txcoord.service import Service
-from txcoord.store.base import ListQuery
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -34,17 +33,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-Query = Mapping[str, str]
-
-LIST_LIMIT: Final = 100
-LIST_LIMIT_MAX: Final = 1000
 RESET_LIMIT: Final = 100
 RESET_LIMIT_MAX: Final = 10_000
 BODY_TIMEOUT_S: Final = 30.0
 _DROPPED_AT_MOST: Final = 16
 """How much of a body that is too large is read, in multiples of what is allowed."""
 _QUERY_FIELDS_MAX: Final = 100
-_YEAR_10000_MS: Final = 253_402_300_800_000
 _CENTURY_S: Final = 100 * 366 * 24 * 3600
 
 # Paths of DTM that belong to patterns this version has not got.
@@ -220,40 +214,24 @@ class HttpApi:
         return answers.of_reply(await self._operations.register_branch(decode_branch(body)))
 
     async def _force_stop(self, body: bytes) -> Answer:
-        await self._service.force_stop(_gid_of(decode_trans(body).gid))
+        await self._service.force_stop(gid_of(decode_trans(body).gid))
         return answers.SUCCESS
 
     async def _reset_next_cron_time(self, body: bytes) -> Answer:
-        await self._service.reset_next_cron_time(_gid_of(decode_trans(body).gid))
+        await self._service.reset_next_cron_time(gid_of(decode_trans(body).gid))
         return answers.SUCCESS
 
     async def _reset_cron_time(self, query: Query) -> Answer:
-        timeout_s = _optional_number(query, "timeout", highest=_CENTURY_S)
-        limit = min(_whole_number(query, "limit", default=RESET_LIMIT, lowest=1), RESET_LIMIT_MAX)
+        timeout_s = optional_number(query, "timeout", highest=_CENTURY_S)
+        limit = min(whole_number(query, "limit", default=RESET_LIMIT, lowest=1), RESET_LIMIT_MAX)
         count = await self._service.reset_cron_time(timeout_s=timeout_s, limit=limit)
         return answers.ok({"has_remaining": count == limit, "succeed_count": count})
 
     async def _query(self, query: Query) -> Answer:
-        stored = await self._service.query(_gid_of(clean_gid(query.get("gid", ""))))
-        if stored is None:
-            return answers.ok({"branches": [], "transaction": None})
-        return answers.ok({"branches": branch_views(stored.tx), "transaction": stored_view(stored)})
+        return answers.ok(await one(self._service, query.get("gid", "")))
 
     async def _all(self, query: Query) -> Answer:
-        gid = clean_gid(query.get("gid", ""))
-        if gid:
-            stored = await self._service.query(gid)
-            return answers.ok({"next_position": "", "transactions": None if stored is None else [stored_view(stored)]})
-        wanted = _list_query(query)
-        found = [] if wanted is None else await self._service.list_transactions(wanted)
-        # Only a full page can have more behind it.
-        is_full = wanted is not None and len(found) == wanted.limit
-        return answers.ok(
-            {
-                "next_position": str(found[-1].id) if is_full else "",
-                "transactions": [stored_view(stored) for stored in found],
-            }
-        )
+        return answers.ok(await page(self._service, query))
 
     # -- the process -----------------------------------------------------------------
 
@@ -306,47 +284,3 @@ def _parse_query(query_string: bytes) -> Query:
     except ValueError as error:
         raise InvalidRequestError(f"the query string cannot be read: {error}") from error
     return {name: values[0] for name, values in fields.items()}
-
-
-def _gid_of(gid: str) -> str:
-    if not gid:
-        raise InvalidRequestError("no gid specified: name the global transaction")
-    return gid
-
-
-_WHOLE_NUMBER: Final = re.compile(r"-?[0-9]{1,19}")
-
-
-def _optional_number(query: Query, name: str, *, lowest: int = 0, highest: int = INT64_MAX) -> int | None:
-    text = query.get(name, "")
-    if not text:
-        return None
-    if _WHOLE_NUMBER.fullmatch(text) and lowest <= int(text) <= highest:
-        return int(text)
-    raise InvalidRequestError(f"{name} must be a whole number from {lowest} to {highest}, not {text[:40]!r}")
-
-
-def _whole_number(query: Query, name: str, *, default: int, lowest: int = 0, highest: int = INT64_MAX) -> int:
-    number = _optional_number(query, name, lowest=lowest, highest=highest)
-    return default if number is None else number
-
-
-def _list_query(query: Query) -> ListQuery | None:
-    """Return what to list; None: a status or pattern that nothing can have."""
-    limit = _whole_number(query, "limit", default=LIST_LIMIT, lowest=1)
-    position = _optional_number(query, "position")
-    from_ms = _optional_number(query, "createTimeStart", highest=_YEAR_10000_MS)
-    to_ms = _optional_number(query, "createTimeEnd", highest=_YEAR_10000_MS)
-    status, pattern = query.get("status", ""), query.get("transType", "")
-    try:
-        return ListQuery(
-            limit=min(limit, LIST_LIMIT_MAX),
-            before_id=position,
-            status=Status(status) if status else None,
-            pattern=Pattern(pattern) if pattern else None,
-            created_from_us=None if from_ms is None else from_ms * (MICROSECONDS // 1000),
-            # A bound in milliseconds takes in the whole of its last one.
-            created_to_us=None if to_ms is None else (to_ms + 1) * (MICROSECONDS // 1000) - 1,
-        )
-    except ValueError:
-        return None

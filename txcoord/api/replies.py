@@ -32,6 +32,7 @@ from txcoord.protocol import (
     JSON_RPC_ONGOING,
     STATUS_FAILURE,
     STATUS_ONGOING,
+    GrpcStatus,
     ResultWord,
 )
 from txcoord.request import SubmitResult
@@ -48,6 +49,7 @@ class Reply(Struct, frozen=True, gc=False):
     """HTTP; 409 and 425 are the words FAILURE and ONGOING."""
     code: int = 0
     """JSON-RPC; 0: no error."""
+    grpc: GrpcStatus = GrpcStatus.OK
     message: str = ""
     retry_after_s: int = 0
 
@@ -57,11 +59,11 @@ SUCCESS: Final = Reply(200)
 
 def failure(message: str) -> Reply:
     """A definite failure, its message ending with the word FAILURE once."""
-    return Reply(STATUS_FAILURE, JSON_RPC_FAILURE, ending_in_failure(message))
+    return Reply(STATUS_FAILURE, JSON_RPC_FAILURE, GrpcStatus.ABORTED, ending_in_failure(message))
 
 
 def ongoing(message: str) -> Reply:
-    return Reply(STATUS_ONGOING, JSON_RPC_ONGOING, message)
+    return Reply(STATUS_ONGOING, JSON_RPC_ONGOING, GrpcStatus.FAILED_PRECONDITION, message)
 
 
 def ending_in_failure(message: str) -> str:
@@ -109,18 +111,19 @@ class ErrorRow(Struct, frozen=True):
 
     status: int
     code: int
+    grpc: GrpcStatus
     retry_after_s: int = 0
 
 
-_LATER: Final = ErrorRow(503, JSON_RPC_INTERNAL_ERROR, RETRY_AFTER_S)
+_LATER: Final = ErrorRow(503, JSON_RPC_INTERNAL_ERROR, GrpcStatus.UNAVAILABLE, RETRY_AFTER_S)
 
 # A row for each class of `txcoord.errors` that can be raised; a test compares the two.
 ERROR_ROWS: Final[Mapping[type, ErrorRow]] = {
     # For JSON-RPC DTM knows failure and "any other error", and its clients no third.
-    InvalidRequestError: ErrorRow(400, JSON_RPC_INTERNAL_ERROR),
-    RequestTooLargeError: ErrorRow(413, JSON_RPC_INTERNAL_ERROR),
-    TransactionNotFoundError: ErrorRow(404, JSON_RPC_INTERNAL_ERROR),
-    StatusConflictError: ErrorRow(STATUS_FAILURE, JSON_RPC_FAILURE),
+    InvalidRequestError: ErrorRow(400, JSON_RPC_INTERNAL_ERROR, GrpcStatus.INVALID_ARGUMENT),
+    RequestTooLargeError: ErrorRow(413, JSON_RPC_INTERNAL_ERROR, GrpcStatus.RESOURCE_EXHAUSTED),
+    TransactionNotFoundError: ErrorRow(404, JSON_RPC_INTERNAL_ERROR, GrpcStatus.NOT_FOUND),
+    StatusConflictError: ErrorRow(STATUS_FAILURE, JSON_RPC_FAILURE, GrpcStatus.ABORTED),
     StoreUnavailableError: _LATER,
     OverloadedError: _LATER,
     # An operator has to act; for the client it is a server that is not ready.
@@ -144,7 +147,7 @@ def of_error(error: Exception) -> Reply | None:
     for kind in type(error).__mro__:
         row = ERROR_ROWS.get(kind)
         if row is not None:
-            return Reply(row.status, row.code, _sentence(error), row.retry_after_s)
+            return Reply(row.status, row.code, row.grpc, _sentence(error), row.retry_after_s)
     return None
 
 
@@ -164,5 +167,6 @@ def of_bug(error: Exception, *, where: str) -> Reply:
     return Reply(
         500,
         JSON_RPC_INTERNAL_ERROR,
+        GrpcStatus.INTERNAL,
         f"something unexpected happened here; the server's log has it as incident {incident}",
     )
