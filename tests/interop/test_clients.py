@@ -1,35 +1,19 @@
-"""DTM's own clients of other languages, as initiators and participants, on a running coordinator.
+"""Sagas and TCC by DTM's own clients of other languages, as initiators and participants.
 
 What happened is read from the participants' books, which their own barriers protect, and from the
-coordinator's query. `clients.py` says what the programs are told.
+coordinator's query.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
-from uuid import uuid4
+from collections.abc import Sequence
 
-import httpx
-import pymysql
 import pytest
 
-from tests.e2e.harness import Process, coordinator, store_for
-from tests.interop.clients import CLIENTS, RegistryUnreachableError, ToolchainMissingError
-from tests.processes import free_port
-from tests.servers import Server
-from txcoord.barrier.tables import Database, create_statements
-from txcoord_sdk import Coordinator, Status
-from txcoord_sdk.results import Transaction
+from tests.interop.world import Line, Participant, World, needs
+from txcoord_sdk import Status
 
 pytestmark = pytest.mark.slow
-
-Line = tuple[str, str, str]
-"""Branch id, operation, account."""
 
 NESTING = ("go", "python")
 """Clients whose participants can add a branch to the TCC that calls them."""
@@ -43,161 +27,6 @@ WAITING_TCC = ("go",)
 
 JSON_RPC = ("go",)
 """Clients that speak JSON-RPC to the coordinator."""
-
-
-class Books:
-    """The database of the participants: their books, and DTM's barrier tables."""
-
-    def __init__(self, server: Server) -> None:
-        self.url = server.create_database(f"interop_{uuid4().hex[:8]}")
-        parts = urlsplit(self.url)
-        self._where: Mapping[str, Any] = {
-            "host": parts.hostname,
-            "port": parts.port or 3306,
-            "user": unquote(parts.username or "root"),
-            "password": unquote(parts.password or ""),
-            "database": parts.path.strip("/"),
-        }
-        # Go and Python look for the one table, Java for the other.
-        for table in (None, "barrier"):
-            for statement in create_statements(Database.MYSQL, table):
-                self._execute(statement)
-        self._execute(
-            "create table books (id bigint auto_increment primary key, gid varchar(128), branch_id varchar(128),"
-            " op varchar(45), account varchar(45), amount integer, note varchar(45) not null default '')"
-        )
-
-    def environment(self) -> dict[str, str]:
-        """What a participant has to know to find them."""
-        names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "database": "DB"}
-        return {f"BOOKS_{name}": str(self._where[key]) for key, name in names.items()}
-
-    def lines(self, gid: str) -> list[Line]:
-        """What took effect, in the order in which it did."""
-        return [
-            (branch_id, op, account)
-            for branch_id, op, account in self._execute(
-                "select branch_id, op, account from books where gid = %s order by id", gid
-            )
-        ]
-
-    def notes(self, gid: str) -> set[str]:
-        return {note for (note,) in self._execute("select note from books where gid = %s", gid)}
-
-    def _execute(self, statement: str, *values: str) -> Sequence[Any]:
-        with pymysql.connect(**self._where, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.execute(statement, values)
-            return cursor.fetchall()
-
-
-class Participant(Process):
-    """A running program over a client; it is the initiator too."""
-
-    def __init__(self, name: str, books: Books, log: Path) -> None:
-        port = free_port()
-        client = CLIENTS[name]
-        folder = client.prepare()
-        super().__init__([], port=port, log=log, probe="/", env={"PORT": str(port), **books.environment()})
-        self._command = list(client.command(folder))
-        self.name = name
-
-    def branch(self, account: str, **behaviour: Any) -> dict[str, Any]:
-        """A branch at this participant."""
-        return {"url": f"{self.url}/branch", "body": {"account": account, "amount": 30, **behaviour}}
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What an initiator reported."""
-
-    gid: str
-    error: str
-
-
-@dataclass(slots=True)
-class World:
-    """A coordinator, and the participants that were asked for."""
-
-    url: str
-    books: Books
-    participant: Participant
-    _coordinator: Coordinator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._coordinator = Coordinator(self.url)
-
-    @property
-    def dtm(self) -> str:
-        return f"{self.url}/api/dtmsvr"
-
-    def run(self, pattern: str, *branches: Mapping[str, Any], gid: str | None = None, **options: Any) -> Ran:
-        """Let the client run a global transaction."""
-        order = {
-            "pattern": pattern,
-            "gid": f"{pattern}-{uuid4().hex[:12]}" if gid is None else gid,
-            "dtm": self.dtm,
-            "branches": branches,
-            **options,
-        }
-        answer = httpx.post(f"{self.participant.url}/run", json=order, timeout=30).raise_for_status().json()
-        return Ran(answer["gid"], answer["error"])
-
-    def ended(self, gid: str) -> Transaction:
-        """Wait until it is final."""
-        return self._coordinator.wait(gid, timeout=30)
-
-    def found(self, gid: str) -> Transaction:
-        return self._coordinator.query(gid)
-
-
-@pytest.fixture(scope="module")
-def books(mariadb_server: Server) -> Iterator[Books]:
-    made = Books(mariadb_server)
-    yield made
-    mariadb_server.drop_database(urlsplit(made.url).path.strip("/"))
-
-
-def _start(name: str, books: Books, folder: Path) -> Participant:
-    try:
-        participant = Participant(name, books, folder / f"{name}.log")
-    except ToolchainMissingError as error:
-        # A toolchain is not a server: CI runs the languages that its machine has.
-        pytest.skip(str(error))
-    except RegistryUnreachableError as error:
-        if os.environ.get("CI", "").lower() in {"true", "1"}:
-            # A machine with the toolchain was meant to run this: skipped, it would go unnoticed for months.
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-    participant.start()
-    return participant
-
-
-@pytest.fixture(scope="module", params=list(CLIENTS))
-def participant(
-    request: pytest.FixtureRequest, books: Books, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Participant]:
-    started = _start(request.param, books, tmp_path_factory.mktemp(request.param))
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module", params=["sqlite", "mysql"])
-def server_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp(request.param)
-    process = coordinator(store_for(request, folder), folder, TXCOORD_RETRY_INTERVAL_S="1")
-    process.start()
-    yield process.url
-    process.close()
-
-
-@pytest.fixture
-def world(server_url: str, books: Books, participant: Participant) -> World:
-    return World(server_url, books, participant)
-
-
-def needs(world: World, clients: Sequence[str]) -> None:
-    if world.participant.name not in clients:
-        pytest.skip(f"DTM's {world.participant.name} client cannot do this: docs/interop.md says why")
 
 
 def undone(world: World, *lines: Line) -> set[Line]:
@@ -426,20 +255,3 @@ def test_one_transaction_has_branches_in_every_language(
         assert (first, each.name) in done
         assert ((undo, each.name) in done) is refuse
     assert ((first, "last") in done) is not refuse
-
-
-@pytest.fixture(scope="module")
-def every(books: Books, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Participant]]:
-    """A participant in each language that can be had here."""
-    folder = tmp_path_factory.mktemp("every")
-    started = []
-    for name in CLIENTS:
-        try:
-            one = Participant(name, books, folder / f"{name}.log")
-        except (ToolchainMissingError, RegistryUnreachableError):
-            continue  # the tests of this language say so
-        one.start()
-        started.append(one)
-    yield started
-    for one in started:
-        one.close()

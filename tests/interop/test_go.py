@@ -1,0 +1,131 @@
+"""What only DTM's Go client offers: XA, messages with a local transaction, and workflows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.interop.world import World
+from txcoord_sdk import Status
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["go"])
+def language(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Over:
+    """The protocol by which the coordinator is called, and calls."""
+
+    def __init__(self, world: World, protocol: str) -> None:
+        self.options = {"protocol": protocol} if protocol == "grpc" else {}
+        self.branch = world.participant.grpc_branch if protocol == "grpc" else world.participant.branch
+
+
+@pytest.fixture(params=["http"])
+def over(request: pytest.FixtureRequest, world: World) -> Over:
+    return Over(world, request.param)
+
+
+# -- xa --------------------------------------------------------------------------------------
+
+
+def prepared_in(world: World) -> set[str]:
+    """The gids of XA transactions that the database still holds prepared."""
+    return {row[3].decode() if isinstance(row[3], bytes) else row[3] for row in world.books.query("xa recover")}
+
+
+def test_an_xa_transaction_is_committed_everywhere(world: World, over: Over) -> None:
+    ran = world.run("xa", over.branch("out"), over.branch("in"), **over.options)
+
+    assert ran.error == ""
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert world.books.lines(ran.gid) == [("01", "action", "out"), ("02", "action", "in")]
+    assert not [xid for xid in prepared_in(world) if xid.startswith(ran.gid)]
+
+
+def test_a_refused_xa_transaction_is_rolled_back_everywhere(world: World, over: Over) -> None:
+    ran = world.run("xa", over.branch("out"), over.branch("in", refuse=["action"]), **over.options)
+
+    assert ran.error != ""
+    assert world.ended(ran.gid).status is Status.FAILED
+    assert world.books.lines(ran.gid) == []
+    assert not [xid for xid in prepared_in(world) if xid.startswith(ran.gid)]
+
+
+# -- messages --------------------------------------------------------------------------------
+
+
+def test_a_message_follows_its_local_transaction(world: World, over: Over) -> None:
+    ran = world.run("msg", over.branch("in"), wait_result=True, **over.options)
+
+    assert ran.error == ""
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01", "action", "in")]
+
+
+def test_a_message_whose_local_transaction_refuses_is_not_sent(world: World, over: Over) -> None:
+    ran = world.run("msg", over.branch("in"), local="refuse", **over.options)
+
+    assert "refuses" in ran.error
+    assert world.ended(ran.gid).status is Status.FAILED
+    assert world.books.lines(ran.gid) == []
+
+
+def test_the_check_back_finds_a_commit_whose_initiator_vanished(world: World, over: Over) -> None:
+    ran = world.run("msg", over.branch("in"), local="vanish", timeout_to_fail=1, **over.options)
+
+    assert ran.error == ""
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01", "action", "in")]
+
+
+# -- workflows -------------------------------------------------------------------------------
+
+KINDS = ("http", "local", "xa")
+
+
+def test_a_workflow_runs_its_steps_and_returns_its_result(world: World, over: Over) -> None:
+    steps = [world.participant.branch(kind, kind=kind) for kind in KINDS]
+    ran = world.run("workflow", *steps, **over.options)
+
+    assert (ran.error, ran.result) == ("", "all done")
+    ended = world.ended(ran.gid)
+    assert ended.status is Status.SUCCEEDED
+    assert [account for _, _, account in world.books.lines(ran.gid)] == list(KINDS)
+    assert not [xid for xid in prepared_in(world) if xid.startswith(ran.gid)]
+
+
+def test_a_workflow_that_has_ended_is_not_run_again(world: World, over: Over) -> None:
+    step = world.participant.branch("once")
+    first = world.run("workflow", step, **over.options)
+    again = world.run("workflow", step, gid=first.gid, **over.options)
+
+    assert (again.error, again.result) == ("", "all done")
+    assert [account for _, _, account in world.books.lines(first.gid)] == ["once"]
+
+
+def test_a_refused_workflow_undoes_its_steps(world: World, over: Over) -> None:
+    steps = [world.participant.branch(kind, kind=kind) for kind in KINDS]
+    ran = world.run("workflow", *steps, world.participant.branch("last", refuse=["action"]), **over.options)
+
+    assert ran.error != ""
+    assert world.ended(ran.gid).status is Status.FAILED
+    assert world.books.lines(ran.gid) == [
+        ("01", "action", "http"),
+        ("02", "action", "local"),
+        ("02", "undo", "local"),
+        ("01", "undo", "http"),
+    ]
+    assert not [xid for xid in prepared_in(world) if xid.startswith(ran.gid)]
+
+
+def test_the_coordinator_has_an_interrupted_workflow_resumed(world: World, over: Over) -> None:
+    """Each step is ongoing the first time, which ends that run: two resumes bring it to its end."""
+    steps = [world.participant.branch(kind, kind=kind, later=["action"]) for kind in ("http", "local")]
+    ran = world.run("workflow", *steps, retry_interval=1, **over.options)
+
+    assert ran.error != ""
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert [account for _, _, account in world.books.lines(ran.gid)] == ["http", "local"]
