@@ -1,1 +1,1 @@
-"""The barrier's rule and its table, as DTM has them: no I/O, nothing of a driver."""
+"""The barrier's rule, its table, and its scripts for Redis, as DTM has them: no I/O, nothing of a driver."""

@@ -9,10 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from txcoord.model import Op
+from txcoord_sdk.barrier.drivers.registry import is_redis
 from txcoord_sdk.branch import BranchContext, BranchFailed
 
 Source = Any
-"""A SQLAlchemy engine, or a function that gives a context manager of a connection or session; blocking or async."""
+"""A SQLAlchemy engine, or a function that gives a context manager of a connection or session; or a client of Redis.
+
+Blocking or async.
+"""
 
 
 async def check_back(source: Source, branch: BranchContext) -> None:
@@ -24,14 +28,27 @@ async def check_back(source: Source, branch: BranchContext) -> None:
     """
     if branch.op != Op.MSG:
         raise HTTPException(400, f"not a check-back, but the {branch.op} of a {branch.trans_type}")
+    if not await (_ask_redis(source, branch) if is_redis(source) else _ask(source, branch)):
+        raise BranchFailed("the local transaction has not committed, and will not")
+
+
+async def _ask_redis(client: Source, branch: BranchContext) -> bool:
+    from txcoord_sdk.barrier.redis import is_async_client
+
+    key = branch.redis_key or None
+    if is_async_client(client):
+        return await branch.barrier.redis_query_prepared(client, key)
+    return await run_in_threadpool(branch.barrier.redis_query_prepared_sync, client, key)
+
+
+async def _ask(source: Source, branch: BranchContext) -> bool:
     # An engine is told by its method: SQLAlchemy need not be installed for a function.
     connect: Callable[[], Any] = source.connect if hasattr(source, "connect") else source
     found = await run_in_threadpool(_ask_or_open, connect, branch)
-    if not isinstance(found, bool):
-        async with found as connection:
-            found = await branch.barrier.query_prepared(connection)
-    if not found:
-        raise BranchFailed("the local transaction has not committed, and will not")
+    if isinstance(found, bool):
+        return found
+    async with found as connection:
+        return await branch.barrier.query_prepared(connection)
 
 
 def _ask_or_open(connect: Callable[[], Any], branch: BranchContext) -> Any:

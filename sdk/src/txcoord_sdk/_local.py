@@ -78,7 +78,7 @@ class LocalTransaction:
         except BaseException as error:
             await self._give_up(error)
             raise
-        return await self._submit()
+        return await submit_committed(self._rules, self._carry, self._message)
 
     async def _commit(self, work: Callable[[Any], object]) -> None:
         if self._is_async:
@@ -138,20 +138,22 @@ class LocalTransaction:
             return await self._barrier.query_prepared(self._connection)
         return self._barrier.query_prepared_sync(self._connection)
 
-    async def _submit(self) -> str:
-        gid = self._message.gid
-        try:
-            await self._carry(self._rules.submit(self._message))
-        except CoordinatorUnreachableError as error:
-            if self._message.wait_result:
-                error.add_note(_COMMITTED)
-                raise
-            # It is certain all the same: raising would tell the caller of a failure that is none.
-            logger.warning("message %s: committed, but not submitted; the check-back does it: %s", gid, error.reason)
-        except TxcoordSdkError as error:
+
+async def submit_committed(rules: Rules, carry: Carry, message: Message) -> str:
+    """Submit a message whose local transaction has committed; return its gid."""
+    gid = message.gid
+    try:
+        await carry(rules.submit(message))
+    except CoordinatorUnreachableError as error:
+        if message.wait_result:
             error.add_note(_COMMITTED)
             raise
-        return gid
+        # It is certain all the same: raising would tell the caller of a failure that is none.
+        logger.warning("message %s: committed, but not submitted; the check-back does it: %s", gid, error.reason)
+    except TxcoordSdkError as error:
+        error.add_note(_COMMITTED)
+        raise
+    return gid
 
 
 _COMMITTED = "the local transaction has committed"

@@ -23,6 +23,7 @@ from txcoord_sdk.tcc import TccOperations
 
 if TYPE_CHECKING:
     # An initiator needs nothing of the barrier, which this would load.
+    from txcoord_sdk.barrier.redis import RedisWork
     from txcoord_sdk.branch import BranchContext
 
 C = TypeVar("C")
@@ -283,6 +284,41 @@ class Operations(ABC):
                 prepared, and `work` has not run; unless a note says that the local transaction
                 has committed.
             TransactionRunningError: with `wait_result`: committed, and not all is delivered yet.
+        """
+
+    @abstractmethod
+    def redis_do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        client: object,
+        work: RedisWork,
+        *,
+        expiry: Duration | None = None,
+        dtm_keys: bool = False,
+    ) -> str | Awaitable[str]:
+        """Do what `do_and_submit` does, with a local transaction in Redis.
+
+        `work` and the barrier's mark take effect in one script. If it refuses or breaks off, the message is
+        aborted. If the connection breaks, it is not known whether it took effect; a note on the exception says
+        so, and the message follows it all the same.
+
+        Args:
+            query_prepared: the URL of the check-back; `redis_key` is added to its query, which the
+                ready-made ones read.
+            client: of the package redis, async for the async client.
+            work: an `Increment` or a `LuaWork` of `txcoord_sdk.barrier.redis`.
+            expiry: how long the mark is kept, by default 7 days: longer than the coordinator could be away
+                and ask back. A check-back that comes later would take the work for not done.
+            dtm_keys: name the mark as DTM does, for a check-back in another language.
+
+        Returns:
+            The gid.
+
+        Raises:
+            BranchFailed: `work` refused, and the message is aborted.
+            DuplicatedError, TransactionFailedError, RequestRefusedError, CoordinatorUnreachableError,
+            TransactionRunningError: as for `do_and_submit`.
         """
 
     @abstractmethod

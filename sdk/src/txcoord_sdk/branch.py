@@ -25,6 +25,9 @@ from txcoord_sdk.errors import TryFailedError
 
 logger = logging.getLogger("txcoord_sdk.branch")
 
+REDIS_KEY_PARAMETER = "redis_key"
+"""Query parameter of a check-back: beside which key of Redis the mark of the local transaction is."""
+
 _DROPPED = str.maketrans("", "", "\r\n;")
 
 
@@ -56,6 +59,9 @@ class BranchContext:
     """Made for this request: its calls are numbered from 01."""
     coordinator_url: str = ""
     """Where branches within this branch are registered, as who called it says; given to the try of a tcc."""
+    redis_key: str = ""
+    """For a check-back: the first key of a local transaction in Redis, as `redis_do_and_submit` has the
+    coordinator say; empty if its mark has DTM's name."""
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], *, table: str | None = None) -> Self:
@@ -77,7 +83,8 @@ class BranchContext:
                 f"a coordinator adds {', '.join(QUERY_PARAMETERS)}"
             )
         url = query.get(COORDINATOR_PARAMETER, "").translate(_DROPPED)
-        return cls(**values, barrier=BranchBarrier(**values, table=table), coordinator_url=url)
+        key = query.get(REDIS_KEY_PARAMETER, "")
+        return cls(**values, barrier=BranchBarrier(**values, table=table), coordinator_url=url, redis_key=key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from txcoord_sdk.tcc import AsyncTcc, Tcc
 
 if TYPE_CHECKING:
     # An initiator needs nothing of the barrier, which this would load.
+    from txcoord_sdk.barrier.redis import RedisWork
     from txcoord_sdk.branch import BranchContext
 
 C = TypeVar("C")
@@ -114,6 +115,23 @@ class AsyncCoordinator(Operations):
 
         local = LocalTransaction(self._rules, self._drive, message, connection, table=table, is_async=True)
         return await local.run(query_prepared, work)
+
+    async def redis_do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        client: object,
+        work: RedisWork,
+        *,
+        expiry: Duration | None = None,
+        dtm_keys: bool = False,
+    ) -> str:
+        from txcoord_sdk._local_redis import RedisLocalTransaction
+
+        local = RedisLocalTransaction(
+            self._rules, self._drive, message, client, work, expiry=expiry, dtm_keys=dtm_keys, is_async=True
+        )
+        return await local.run(query_prepared)
 
     async def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
         return await self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))
@@ -259,6 +277,27 @@ class Coordinator(Operations):
 
         local = LocalTransaction(self._rules, drive_now, message, connection, table=table, is_async=False)
         return run_now(local.run(query_prepared, work))
+
+    def redis_do_and_submit(
+        self,
+        message: Message,
+        query_prepared: str,
+        client: object,
+        work: RedisWork,
+        *,
+        expiry: Duration | None = None,
+        dtm_keys: bool = False,
+    ) -> str:
+        from txcoord_sdk._local_redis import RedisLocalTransaction
+        from txcoord_sdk.barrier.drivers.base import run_now
+
+        async def drive_now(flow: Flow[T]) -> T:
+            return self._drive(flow)
+
+        local = RedisLocalTransaction(
+            self._rules, drive_now, message, client, work, expiry=expiry, dtm_keys=dtm_keys, is_async=False
+        )
+        return run_now(local.run(query_prepared))
 
     def wait(self, gid: str, timeout: Duration = DEFAULT_WAIT_S) -> Transaction:
         return self._drive(self._rules.wait(gid, seconds(timeout, name="timeout")))

@@ -70,7 +70,8 @@ def query_prepared_route(source: Source, *, path: str = "/query-prepared", table
     Args:
         source: the database of those transactions: a SQLAlchemy engine, async or not, or a
             function that returns a context manager of a connection or session, async or not
-            (such as a session factory, or `pool.acquire`).
+            (such as a session factory, or `pool.acquire`); or the client of a Redis, async or not, for
+            `redis_do_and_submit`.
         table: the barrier table, if it is not DTM's.
     """
 

@@ -7,14 +7,20 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable, iscoroutine
 from itertools import count
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from txcoord.barrier import rule
 from txcoord.barrier.rule import BarrierCall, Found, Passage, Row
 from txcoord.barrier.tables import find_values, insert_values, statements, table_name
+from txcoord_sdk._checks import Duration
 from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
 from txcoord_sdk.barrier.drivers.registry import driver_of
 from txcoord_sdk.barrier.errors import BarrierError, DuplicatedError, NoTransactionError
+
+if TYPE_CHECKING:
+    # The package redis is an extra: it is loaded by the first call that needs it.
+    from txcoord_sdk.barrier.redis import Passed, RedisWork
 
 logger = logging.getLogger("txcoord_sdk.barrier")
 
@@ -129,10 +135,103 @@ class BranchBarrier:
         """Do what `query_prepared` does, on a blocking connection."""
         return run_now(self._query_prepared(driver_of(connection, is_async=False)))
 
+    async def redis_call(
+        self,
+        client: object,
+        work: RedisWork,
+        *,
+        barrier_id: str | None = None,
+        expiry: Duration | None = None,
+        dtm_keys: bool = False,
+    ) -> Passed:
+        """Run `work` at most once, in Redis, in one script with the barrier's marks.
+
+        `work` is an `Increment` or a `LuaWork` of `txcoord_sdk.barrier.redis`. It is left out, and the
+        call still succeeds, as with `call`; and there is nothing to commit. If it refuses or fails, no
+        mark is set: it is as though the call had not been.
+
+        What a connection that breaks leaves open, a repetition settles: it is a duplicate if the
+        first had arrived.
+
+        Args:
+            client: of the package redis, async, of one server or of a cluster.
+            expiry: how long the marks are kept after the last call, in whole seconds; by default 7 days. Until
+                then late and repeated calls are known for what they are, so it has to be longer than any call
+                can come late, and than the transaction can last.
+            dtm_keys: name the marks as DTM does, for operations of the same branch in services in other
+                languages. Not in a cluster, where those names are in slots of their own.
+
+        Returns:
+            The passage, and what the work returned.
+
+        Raises:
+            BranchFailed: the work refused.
+            DuplicatedError: the local transaction of a message must not take effect.
+            BarrierError: the client is of no kind that is known, or blocks.
+        """
+        return await self._redis_call(
+            client, work, barrier_id=barrier_id, expiry=expiry, dtm_keys=dtm_keys, is_async=True
+        )
+
+    def redis_call_sync(
+        self,
+        client: object,
+        work: RedisWork,
+        *,
+        barrier_id: str | None = None,
+        expiry: Duration | None = None,
+        dtm_keys: bool = False,
+    ) -> Passed:
+        """Do what `redis_call` does, on a blocking client."""
+        return run_now(
+            self._redis_call(client, work, barrier_id=barrier_id, expiry=expiry, dtm_keys=dtm_keys, is_async=False)
+        )
+
+    async def redis_query_prepared(self, client: object, key: str | None, *, expiry: Duration | None = None) -> bool:
+        """Do what `query_prepared` does, for a local transaction in Redis.
+
+        Args:
+            key: the first key of its work, as it was given there; None if it was done with `dtm_keys`.
+        """
+        return await self._redis_query_prepared(client, key, expiry=expiry, is_async=True)
+
+    def redis_query_prepared_sync(self, client: object, key: str | None, *, expiry: Duration | None = None) -> bool:
+        """Do what `redis_query_prepared` does, on a blocking client."""
+        return run_now(self._redis_query_prepared(client, key, expiry=expiry, is_async=False))
+
+    async def _redis_call(
+        self,
+        client: object,
+        work: RedisWork,
+        *,
+        barrier_id: str | None,
+        expiry: Duration | None,
+        dtm_keys: bool,
+        is_async: bool,
+    ) -> Passed:
+        from txcoord_sdk.barrier.redis import Marks
+
+        call = self._call(self._number(barrier_id))
+        marks = Marks(client, call, is_async=is_async, expiry=expiry)
+        passed = await marks.run(work, dtm_keys=dtm_keys, token=uuid4().hex)
+        _log(call, passed.passage)
+        return passed
+
+    async def _redis_query_prepared(
+        self, client: object, key: str | None, *, expiry: Duration | None, is_async: bool
+    ) -> bool:
+        from txcoord_sdk.barrier.redis import Marks
+
+        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=rule.CHECK_BACK_BRANCH_ID)
+        return await Marks(client, call, is_async=is_async, expiry=expiry).check_back(key)
+
     def _scope(self, connection: object, *, is_async: bool, commit: bool, barrier_id: str | None) -> _Scope:
-        number = barrier_id if barrier_id is not None else rule.barrier_id_of(next(self._numbers))
-        call = self._call(rule.check("barrier_id", number))
+        call = self._call(self._number(barrier_id))
         return _Scope(driver_of(connection, is_async=is_async), call, table=self._table, commit=commit)
+
+    def _number(self, barrier_id: str | None) -> str:
+        number = barrier_id if barrier_id is not None else rule.barrier_id_of(next(self._numbers))
+        return rule.check("barrier_id", number)
 
     def _call(self, barrier_id: str, *, branch_id: str | None = None) -> BarrierCall:
         return BarrierCall(
@@ -200,7 +299,7 @@ class _Scope:
         except BaseException as error:
             await self.leave(error)
             raise
-        self._log(passage)
+        _log(self._call, passage)
         return passage
 
     async def leave(self, error: BaseException | None) -> None:
@@ -283,10 +382,14 @@ class _Scope:
         gid, reason = (value.decode() if isinstance(value, bytes) else str(value) for value in found)
         return Found(gid=gid, reason=reason)
 
-    def _log(self, passage: Passage) -> None:
-        level = logging.DEBUG if passage.runs else logging.INFO
-        logger.log(level, "%s: %s", self._words(), passage.meaning)
-
     def _words(self) -> str:
-        call = self._call
-        return f"barrier {call.barrier_id} of {call.trans_type} {call.gid}, branch {call.branch_id}, {call.op}"
+        return _words(self._call)
+
+
+def _log(call: BarrierCall, passage: Passage) -> None:
+    level = logging.DEBUG if passage.runs else logging.INFO
+    logger.log(level, "%s: %s", _words(call), passage.meaning)
+
+
+def _words(call: BarrierCall) -> str:
+    return f"barrier {call.barrier_id} of {call.trans_type} {call.gid}, branch {call.branch_id}, {call.op}"

@@ -29,6 +29,8 @@ def driver_of(connection: object, *, is_async: bool) -> Driver:
     """
     driver = _find(connection)
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
+    if driver is None and is_redis(connection):
+        raise BarrierError(f"a {kind} takes its work as a script: use redis_call, redis_query_prepared (or …_sync)")
     if driver is None:
         raise BarrierError(
             f"the barrier cannot work on a {kind}: give it the connection or session that the work uses, "
@@ -39,6 +41,11 @@ def driver_of(connection: object, *, is_async: bool) -> Driver:
     if is_async and not driver.is_async:
         raise BarrierError(f"a {kind} blocks: use the method that ends in _sync, outside the event loop")
     return driver
+
+
+def is_redis(client: object) -> bool:
+    """Tell a client of the package redis, without needing that to be installed."""
+    return any(kind.__module__.partition(".")[0] == "redis" for kind in type(client).__mro__)
 
 
 def _find(connection: object) -> Driver | None:
