@@ -61,7 +61,7 @@ def build(settings: Settings) -> App:
     """Make a coordinator; nothing is connected before `App.start`.
 
     Raises:
-        ValueError: a setting cannot be used (the store's URL, the file of authorities).
+        ValueError: a setting cannot be used (the store's URL, a file on TLS).
     """
     store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=settings.store_pool)
     dispatcher = RoutingDispatcher(dispatch_settings(settings))
@@ -108,6 +108,7 @@ def dispatch_settings(settings: Settings) -> DispatchSettings:
         failure_word_anywhere=settings.failure_word_anywhere,
         tls_verify=settings.tls_verify,
         tls_ca_file=settings.tls_ca_file,
+        participant_tls_file=settings.participant_tls_file,
     )
 
 

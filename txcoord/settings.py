@@ -155,6 +155,10 @@ class Settings(BaseSettings):
     )
     tls_verify: bool = Field(True, description="Whether certificates of https:// participants are checked.")
     tls_ca_file: str = Field("", description="PEM file of the authorities to trust; empty for the system's.")
+    participant_tls_file: str = Field(
+        "",
+        description="TOML file on TLS towards single participants: authorities, our certificate, gRPC (operating.md).",
+    )
 
     keep_alive_s: int = Field(
         75, ge=1, le=3600, description="How long a client's connection is kept open with nothing to do."
@@ -316,7 +320,12 @@ def allowed(name: str) -> str:
     return f"{kind} from {lowest} to {highest}"
 
 
-_TEXTS: Final = {"host": "a host name or address", "store": "a URL", "tls_ca_file": "a path"}
+_TEXTS: Final = {
+    "host": "a host name or address",
+    "store": "a URL",
+    "tls_ca_file": "a path",
+    "participant_tls_file": "a path",
+}
 
 
 def shown(value: object) -> str:

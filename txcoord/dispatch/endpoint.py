@@ -1,122 +1,38 @@
-"""One endpoint (scheme, host, port): its connections, its places, its breaker.
-
-Nothing here is shared between endpoints, so that one that does not answer holds up no other.
-"""
+"""One endpoint (scheme, host, port) that is called over HTTP: its connections."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 import ssl
-from collections import OrderedDict
-from collections.abc import Callable
-from random import Random
 
-from msgspec import Struct
-
-from txcoord.dispatch.breaker import Breaker
 from txcoord.dispatch.connection import Answer, Connection, End
-from txcoord.dispatch.deadlines import Deadlines
+from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings
 from txcoord.dispatch.names import Addresses
-from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.tls import ClientTls
 from txcoord.dispatch.url import Url
-
-_logger = logging.getLogger(__name__)
 
 _OUR_OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 """This process or machine has run out of something; the endpoint is not to blame."""
 
 
-class NoAnswer(Struct, frozen=True, kw_only=True):
-    """Why no HTTP answer came."""
+class Endpoint(LimitedEndpoint[bytes, Answer]):
+    """Makes exchanges with one endpoint: a whole request is sent, a whole answer is read."""
 
-    detail: str
-    called: bool = True
-    """False: no call was made; the endpoint has too much to do, or is held off."""
-    retry_after_s: float = 0.0
-    counts: bool = True
-    """Whether the breaker counts it."""
-
-
-class Surroundings(Struct, frozen=True):
-    """What all endpoints of one dispatcher share."""
-
-    settings: DispatchSettings
-    loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
-    random: Random
-    deadlines: Deadlines
-    tls: Callable[[], ssl.SSLContext]
-
-
-class Endpoint:
-    """Makes exchanges with one endpoint."""
-
-    def __init__(self, url: Url, surroundings: Surroundings) -> None:
-        self.origin = url.origin
-        self._surroundings = surroundings
-        self._settings = surroundings.settings
-        self._loop = surroundings.loop
-        self._clock = surroundings.clock
-        self._deadlines = surroundings.deadlines
+    def __init__(self, url: Url, surroundings: Surroundings, tls: ClientTls | None) -> None:
+        super().__init__(url.origin, surroundings)
         self._host, self._port = url.host, url.port
-        self._is_tls = url.scheme == "https"
+        self._tls = tls
         self._addresses = Addresses(
             url.host, url.port, ttl_s=self._settings.name_ttl_s, loop=self._loop, clock=self._clock
         )
-        self.breaker = Breaker(self._settings, surroundings.random)
-        self._in_flight = 0
-        self._waiters: OrderedDict[asyncio.Future[End], None] = OrderedDict()
         self._idle: list[Connection] = []
         self._connections: set[Connection] = set()
         self._opening: set[asyncio.Task[Connection]] = set()
         self._all_gone = asyncio.Event()
-        self.used_at = self._clock()
-        self._is_closed = False
 
-    @property
-    def is_busy(self) -> bool:
-        return self._in_flight > 0 or bool(self._waiters)
-
-    async def exchange(self, data: bytes, at: float, now: float) -> Answer | NoAnswer:
-        """Send one whole request and bring its answer, until `at` at the latest.
-
-        Raises nothing but the cancellation of its caller.
-        """
-        breaker = self.breaker
-        probe = False
-        if breaker.is_open:
-            probe = breaker.admit_probe(now)
-            if not probe:
-                return self._held(now)
-        try:
-            if self._in_flight < self._settings.max_in_flight:
-                self._in_flight += 1
-            elif refusal := await self._wait_for_place(at):
-                return refusal
-            try:
-                if breaker.is_open and not probe:
-                    # It opened between the hand-over of the place and now.
-                    return self._held(self._clock())
-                result = await self._perform(data, at, now)
-                # Before the place is handed on: nobody must go on to an endpoint now held off.
-                if isinstance(result, Answer):
-                    if breaker.failures:
-                        self._note_success()
-                    probe = False
-                elif result.counts:
-                    self._note_failure(probe, result.detail)
-                    probe = False
-                return result
-            finally:
-                self._leave_place()
-        finally:
-            if probe:
-                breaker.withdrawn()
-
-    async def _perform(self, data: bytes, at: float, now: float) -> Answer | NoAnswer:
+    async def _perform(self, job: bytes, at: float, now: float) -> Answer | NoAnswer:
         connection = self._take_idle(now)
         is_reused = connection is not None
         while True:
@@ -131,7 +47,7 @@ class Endpoint:
             slot = self._deadlines.add(waiter, at)
             end = None
             try:
-                connection.send(data, waiter)
+                connection.send(job, waiter)
                 end = await waiter
             finally:
                 slot.discard(waiter)
@@ -230,7 +146,7 @@ class Endpoint:
 
     async def _connect(self, by: float) -> Connection:
         addresses = await self._addresses.get()
-        context = self._surroundings.tls() if self._is_tls else None
+        tls = self._tls
         for index, address in enumerate(addresses):
             # An address that swallows packets must leave time for the next one.
             share_s = max(0.01, (by - self._clock()) / (len(addresses) - index))
@@ -240,8 +156,8 @@ class Endpoint:
                         lambda: Connection(self._settings, self._forget),
                         address,
                         self._port,
-                        ssl=context,
-                        server_hostname=self._host if context else None,
+                        ssl=tls.context if tls else None,
+                        server_hostname=(tls.server_name or self._host) if tls else None,
                     )
             except OSError:
                 if index == len(addresses) - 1:
@@ -253,82 +169,6 @@ class Endpoint:
                     self._connections.add(connection)
                 return connection
         raise AssertionError("a name resolves to at least one address")
-
-    # ---- places
-
-    async def _wait_for_place(self, at: float) -> NoAnswer | None:
-        """Wait for one of the places, first come first served; None: it is the caller's."""
-        if len(self._waiters) >= self._settings.max_waiting:
-            return self._not_called(f"{len(self._waiters)} calls wait for it already")
-        waiter: asyncio.Future[End] = self._loop.create_future()
-        self._waiters[waiter] = None
-        slot = self._deadlines.add(waiter, at)
-        try:
-            end = await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.result() is End.DONE:
-                self._leave_place()
-            raise
-        finally:
-            slot.discard(waiter)
-            self._waiters.pop(waiter, None)
-        if end is End.DONE:
-            return None
-        if end is End.HELD:
-            return self._held(self._clock())
-        if end is End.TIMED_OUT:
-            return self._not_called(
-                f"all {self._settings.max_in_flight} places for calls were taken until its time was up"
-            )
-        return self._closed()
-
-    def _leave_place(self) -> None:
-        while self._waiters:
-            waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():
-                # The place is handed on, so that no newcomer takes it in between.
-                waiter.set_result(End.DONE)
-                return
-        self._in_flight -= 1
-
-    def _dismiss_waiters(self, end: End) -> None:
-        while self._waiters:
-            waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():
-                waiter.set_result(end)
-
-    # ---- the breaker
-
-    def _note_success(self) -> None:
-        if self.breaker.succeeded():
-            _logger.warning("endpoint %s answers again", self.origin)
-
-    def _note_failure(self, probe: bool, detail: str) -> None:
-        now = self._clock()
-        if self.breaker.failed(now, probe=probe):
-            failures = self.breaker.failures
-            _logger.warning(
-                "endpoint %s is held off after %d calls without an answer: %s", self.origin, failures, detail
-            )
-            self._dismiss_waiters(End.HELD)
-
-    # ---- refusals
-
-    def _held(self, now: float) -> NoAnswer:
-        failures, wait_s = self.breaker.failures, self.breaker.retry_after_s(now)
-        return NoAnswer(
-            detail=f"{self.origin}: not called, it is held off after {failures} calls in a row without an answer",
-            called=False,
-            retry_after_s=wait_s,
-            counts=False,
-        )
-
-    def _not_called(self, why: str) -> NoAnswer:
-        wait_s = self._settings.breaker_hold_s * self._surroundings.random.uniform(0.5, 1.5)
-        return NoAnswer(detail=f"{self.origin}: not called, {why}", called=False, retry_after_s=wait_s, counts=False)
-
-    def _closed(self) -> NoAnswer:
-        return NoAnswer(detail=f"{self.origin}: the coordinator is stopping", counts=False)
 
     # ---- housekeeping
 

@@ -6,8 +6,8 @@ import re
 from urllib.parse import quote
 
 from txcoord.dispatch.base import BranchRequest, CallResult
-from txcoord.dispatch.endpoint import NoAnswer
 from txcoord.dispatch.headers import BadHeaderError
+from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.over_http import OverHttp
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.url import BadUrlError

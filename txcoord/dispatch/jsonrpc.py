@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from txcoord.dispatch.base import BranchRequest, CallResult
-from txcoord.dispatch.endpoint import NoAnswer
 from txcoord.dispatch.headers import BadHeaderError
+from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.over_http import OverHttp
 from txcoord.dispatch.url import BadUrlError
 from txcoord.jsonrpc import BadParamsError, make_request, method_of, read_params, understand_reply

@@ -9,8 +9,8 @@ from random import Random
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.connection import Answer
-from txcoord.dispatch.endpoint import NoAnswer
 from txcoord.dispatch.headers import DEFAULT_HEADERS, HeaderBlock, make_headers
+from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.url import Url
 from txcoord.model import MICROSECONDS, Outcome

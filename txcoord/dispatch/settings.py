@@ -1,4 +1,4 @@
-"""The bounds of the HTTP dispatcher, all in one value."""
+"""The bounds of the dispatchers, all in one value."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class DispatchSettings(Struct, frozen=True, kw_only=True):
     tls_verify: bool = True
     tls_ca_file: str = ""
     """PEM file of the authorities to trust; empty: the system's."""
+    participant_tls_file: str = ""
+    """TOML file on participants for whom something else holds (see `tls`)."""
 
     cached_urls: int = 4096
     """Parsed URLs, and header blocks, that are kept."""
