@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import msgspec
 
 from txcoord.errors import InvalidRequestError
-from txcoord.protocol import API_BASE
-from txcoord.request import Limits, TransRequest, check_gid, check_options, check_url
+from txcoord.protocol import API_BASE, DEFAULT_GRPC_PORT, GRPC, HTTP
+from txcoord.request import GRPC_FORM, Limits, TransRequest, check_gid, check_options, check_url
 
 TOPIC_PREFIX = "topic://"
 
+GRPC_SCHEMES = ("grpc://", "grpcs://")
+"""Of a coordinator's address, if it is spoken to over gRPC; the latter with TLS."""
+
 Duration = float | timedelta
 """Seconds, or a timedelta."""
+
+Fields = Mapping[str, object]
+"""The body of a request by the names of DTM's JSON, with payloads in bytes."""
 
 _ANY_SIZE = Limits(max_url_length=sys.maxsize, max_header_bytes=sys.maxsize)
 
@@ -37,16 +44,38 @@ def checked_gid(gid: str) -> str:
     return gid
 
 
+def is_grpc_url(url: str) -> bool:
+    """Whether a branch with this URL is called over gRPC: it has no scheme."""
+    return bool(url) and "://" not in url
+
+
 def checked_url(url: str, *, name: str) -> str:
-    """Return an http(s) URL, or an empty one."""
+    """Return the URL of a branch, http(s) or `host:port/package.Service/Method`; or an empty one."""
     try:
-        return check_url(url, where=name, limits=_ANY_SIZE)
+        return check_url(url, where=name, limits=_ANY_SIZE, protocol=GRPC if is_grpc_url(url) else HTTP)
     except InvalidRequestError as error:
-        raise ValueError(str(error)) from error
+        hint = "; a URL of HTTP begins with http:// or https://" if is_grpc_url(url) else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
+def protocol_for(chosen: str | None, urls: Iterable[str]) -> str:
+    """Return the protocol of a transaction with these URLs; "" is the coordinator's own, HTTP.
+
+    Raises:
+        ValueError: the one that was chosen is not known, or cannot call them all.
+    """
+    needs_grpc = any(is_grpc_url(url) for url in urls)
+    if chosen is None:
+        return GRPC if needs_grpc else ""
+    if chosen not in (HTTP, GRPC):
+        raise ValueError(f"protocol {chosen!r} is not offered: say {HTTP!r} or {GRPC!r}")
+    if needs_grpc and chosen != GRPC:
+        raise ValueError(f"a URL of the form {GRPC_FORM} needs protocol={GRPC!r}")
+    return chosen
 
 
 def checked_topic_or_url(url: str) -> str:
-    """Return an http(s) URL, or `topic://` with a name."""
+    """Return the URL of a branch, or `topic://` with a name."""
     name = url.removeprefix(TOPIC_PREFIX)
     if name == url:
         return checked_url(url, name="url")
@@ -65,10 +94,29 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def base_url(url: str) -> str:
     """Bring a coordinator's address to one form; DTM's clients are given it with the path of the API."""
+    if url.startswith(GRPC_SCHEMES):
+        return _base_of_grpc(url)
     base = url.rstrip("/").removesuffix(API_BASE).rstrip("/")
     if not base or "?" in base or "#" in base:
         raise ValueError(f"the coordinator's URL looks like http://127.0.0.1:36789, not {url!r}")
-    return checked_url(base, name="the coordinator's URL")
+    try:
+        return check_url(base, where="the coordinator's URL", limits=_ANY_SIZE)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from error
+
+
+def _base_of_grpc(url: str) -> str:
+    parts = urlsplit(url.rstrip("/"))
+    try:
+        is_complete = bool(parts.hostname) and parts.port != 0 and not (parts.path or parts.query or parts.fragment)
+    except ValueError:
+        is_complete = False
+    if not is_complete or "@" in parts.netloc:
+        raise ValueError(
+            f"the coordinator's URL over gRPC looks like grpc://127.0.0.1:{DEFAULT_GRPC_PORT}, not {url!r}"
+        )
+    port = "" if parts.port else f":{DEFAULT_GRPC_PORT}"
+    return f"{parts.scheme}://{parts.netloc}{port}"
 
 
 def seconds(value: Duration, *, name: str) -> float:
@@ -118,6 +166,50 @@ def _plain(value: object) -> object:
     if isinstance(value, _Model):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+@runtime_checkable
+class _Protobuf(Protocol):
+    # What the SDK needs to know of protobuf messages, without depending on them.
+    def SerializeToString(self) -> bytes: ...
+
+
+def payload_of(payload: object, *urls: str) -> bytes:
+    """Return the exact body of the calls of these URLs that carry a payload.
+
+    Raises:
+        ValueError: it has no such form.
+    """
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, _Protobuf):
+        return payload.SerializeToString()
+    if any(is_grpc_url(url) for url in urls):
+        if payload is None:
+            return b""
+        raise ValueError(f"what is called over gRPC takes a protobuf message or bytes, not {type(payload).__name__}")
+    return body_text(payload).encode()
+
+
+def json_body(fields: Fields) -> bytes:
+    """Write a request to the coordinator's HTTP API, which carries payloads as strings."""
+    return msgspec.json.encode({name: _with_text(value) for name, value in fields.items()})
+
+
+def _with_text(value: object) -> object:
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    "a payload of bytes must be UTF-8 text: the coordinator's HTTP API carries it as a string."
+                    " Over its gRPC API (grpc://host:port) any bytes can be sent"
+                ) from error
+        case list() | tuple():
+            return [_with_text(each) for each in value]
+        case _:
+            return value
 
 
 def body_text(payload: object) -> str:

@@ -81,6 +81,7 @@ class Operations(ABC):
         request_timeout: Duration | None = None,
         retry_interval: Duration | None = None,
         branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
     ) -> TccOperations:
         """Make a TCC transaction, to be used with `async with` (or `with`); see `TccOperations`.
 
@@ -95,6 +96,9 @@ class Operations(ABC):
                 cancel, and this client for the answer to a try (if left out, its own `timeout`).
             retry_interval: pause before a confirm or cancel is repeated; it grows.
             branch_headers: sent with every try, confirm and cancel, e.g. for authorisation.
+            protocol: `grpc` if confirms and cancels are to be called over gRPC (their URLs have the
+                form `host:port/package.Service/Method`). With a coordinator that is spoken to over
+                gRPC it is so without a word.
 
         Raises:
             ValueError: an option cannot mean anything; the sentence says what is allowed.
@@ -136,6 +140,7 @@ class Operations(ABC):
         request_timeout: Duration | None,
         retry_interval: Duration | None,
         branch_headers: Mapping[str, str] | None,
+        protocol: str | None,
     ) -> TccRules:
         return TccRules(
             self._rules,
@@ -149,6 +154,7 @@ class Operations(ABC):
             wait_result=wait_result,
             branch_headers=branch_headers or {},
             timeout_s=self._timeout_of_try(request_timeout),
+            protocol=protocol,
         )
 
     def _nested_tcc_rules(

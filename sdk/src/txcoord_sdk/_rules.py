@@ -1,8 +1,9 @@
 """What is sent to a coordinator, and what its answers mean. No I/O, no clock of its own.
 
-Each operation is a generator: it yields what is to be done (`HttpCall`, `Pause`), is sent
-what came of it, and returns the operation's result or raises its error. The two clients in
-`txcoord_sdk.coordinator` do nothing but drive it.
+Each operation is a generator: it yields what is to be done (`HttpCall`, `GrpcCall`, `Pause`), is
+sent what came of it, and returns the operation's result or raises its error. The two clients in
+`txcoord_sdk.coordinator` do nothing but drive it. How a request and its answer are written is the
+matter of a `Wire`; the rules know those of HTTP, and gRPC's are brought to them.
 
 Two facts shape the rules. A gid is run once, so any request may be repeated. And only a
 query tells how a saga stands: a coordinator may answer 409 for "rolled back", for "still
@@ -17,14 +18,14 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from random import Random
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import msgspec
 
 from txcoord.model import Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
-from txcoord_sdk._checks import base_url, checked_gid, checked_url
+from txcoord_sdk._checks import GRPC_SCHEMES, Fields, base_url, checked_gid, checked_url, json_body
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
@@ -52,6 +53,7 @@ MAX_POLL_S = 1.0
 MIN_CALL_S = 1.0
 """Even at the end of a wait a call gets this long: one cut off at once would tell nothing."""
 EXCERPT = 200
+PING_PATH = "/api/ping"
 MAX_REASON = 1000
 """Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
 
@@ -68,6 +70,24 @@ class HttpCall:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcCall:
+    """To do: call this method."""
+
+    target: str
+    """Host and port."""
+    method: str
+    """`/package.Service/Method`."""
+    message: bytes
+    metadata: tuple[tuple[str, str], ...] = ()
+    timeout_s: float
+    is_branch: bool = False
+    """Whether a participant is called, and not the coordinator: they may have different certificates."""
+
+
+Call = HttpCall | GrpcCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +114,48 @@ class NoAnswer:
     may_have_arrived: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcAnswer:
+    """What came of a call over gRPC. Some codes come from the sender's own side, when nothing was answered."""
+
+    code: str
+    """The name of the status code."""
+    message: str = ""
+    body: bytes = b""
+
+
 Reply = HttpAnswer | NoAnswer
-Flow = Generator[HttpCall | Pause, Reply | None, T]
+AnyReply = HttpAnswer | GrpcAnswer | NoAnswer
+Flow = Generator[Call | Pause, AnyReply | None, T]
+
+
+class Wire(Protocol):
+    """How requests to a coordinator are written, and its answers read."""
+
+    def call(self, method: str, path: str, *, query: Mapping[str, str], body: Fields | None, timeout_s: float) -> Call:
+        """Write a request; method, path and query are those of the HTTP API.
+
+        Raises:
+            ValueError: it holds what this wire cannot carry.
+        """
+
+    def answer(self, call: Call, reply: AnyReply) -> Reply:
+        """Read what came of a request, as if it had come over HTTP."""
+
+
+class HttpWire:
+    """DTM's HTTP API."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def call(self, method: str, path: str, *, query: Mapping[str, str], body: Fields | None, timeout_s: float) -> Call:
+        content = None if body is None else json_body(body)
+        return HttpCall(method=method, url=f"{self._url}{path}", query=query, body=content, timeout_s=timeout_s)
+
+    def answer(self, call: Call, reply: AnyReply) -> Reply:
+        assert not isinstance(reply, GrpcAnswer), f"a call over HTTP ({call}) is not answered over gRPC"
+        return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +204,7 @@ class Rules:
             raise ValueError(f"attempts must be 1 or more, not {attempts}")
         self.url = base_url(url)
         self.timeout_s = timeout_s
+        self._wire = _wire_of(self.url)
         self._attempts = attempts
         self._backoff_s = backoff_s
         self._clock = clock
@@ -152,13 +213,13 @@ class Rules:
     # -- operations ------------------------------------------------------------------
 
     def submit(self, work: Saga | Message) -> Flow[str]:
-        body = work.request_body()
+        body = work.request()
         yield from self._submit_and_check(work.gid, body, wait_result=work.wait_result, is_prepared=_is_prepared(work))
         return work.gid
 
     def run(self, work: Saga | Message, timeout_s: float) -> Flow[str]:
         deadline = self._clock() + timeout_s
-        body = work.request_body(wait_result=True)
+        body = work.request(wait_result=True)
         got = yield from self._submit(work.gid, body, deadline=deadline, is_prepared=_is_prepared(work))
         if not isinstance(got, HttpAnswer) or got.status != 200:
             found = yield from self._wait_until(work.gid, deadline)
@@ -168,12 +229,12 @@ class Rules:
     def prepare_message(self, message: Message, query_prepared: str) -> Flow[str]:
         if not query_prepared:
             raise ValueError(f"message {message.gid} needs query_prepared: without it nobody could tell its end")
-        body = message.prepare_body(checked_url(query_prepared, name="query_prepared"))
+        body = message.prepare_request(checked_url(query_prepared, name="query_prepared"))
         yield from self.prepare(message.gid, body)
         return message.gid
 
     def abort_message(self, message: Message, reason: str) -> Flow[None]:
-        yield from self.abort(message.gid, message.abort_body(clean(reason, MAX_REASON)))
+        yield from self.abort(message.gid, message.abort_request(clean(reason, MAX_REASON)))
 
     def wait(self, gid: str, timeout_s: float) -> Flow[Transaction]:
         found = yield from self._wait_until(checked_gid(gid), self._clock() + timeout_s)
@@ -213,24 +274,29 @@ class Rules:
         return self._decode("", answer, VersionAnswer).version
 
     def ping(self) -> Flow[None]:
-        call = HttpCall(method="GET", url=f"{self.url}/api/ping", timeout_s=self.timeout_s)
+        call = self._wire.call("GET", PING_PATH, query={}, body=None, timeout_s=self.timeout_s)
         answer = yield from self._exchange("", call)
         self._decode("", answer, PingAnswer)
 
+    @property
+    def speaks_grpc(self) -> bool:
+        """Whether the coordinator is spoken to over gRPC: it then takes all URLs without a scheme for gRPC's."""
+        return self.url.startswith(GRPC_SCHEMES)
+
     # -- the requests of a prepared transaction; a TCC's state is `txcoord_sdk._tcc_rules`' ------
 
-    def prepare(self, gid: str, body: bytes) -> Flow[None]:
+    def prepare(self, gid: str, body: Fields) -> Flow[None]:
         """Open it. Preparing what is prepared changes nothing."""
         answer = yield from self._exchange(gid, self._call("POST", "/prepare", body=body))
         if answer.status == STATUS_FAILURE:
             raise _not_open(gid, (yield from self._find(gid)), text_of(answer))
         self._check_success(gid, answer)
 
-    def register(self, gid: str, branch_id: str, body: bytes) -> Flow[None]:
+    def register(self, gid: str, branch_id: str, body: Fields) -> Flow[None]:
         attempt = 0
         while True:
             attempt += 1
-            reply = yield from _send(self._call("POST", "/registerBranch", body=body))
+            reply = yield from self._send(self._call("POST", "/registerBranch", body=body))
             if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
                 if reply.status == STATUS_FAILURE:
                     raise _not_open(gid, (yield from self._find(gid)), text_of(reply))
@@ -247,10 +313,14 @@ class Rules:
                 self._unreachable(gid, reply)
             yield from _pause(self._delay(attempt, reply))
 
-    def submit_prepared(self, gid: str, body: bytes, *, wait_result: bool) -> Flow[None]:
+    def check_registration(self, body: Fields) -> None:
+        """Raise ValueError if it holds what cannot be sent to this coordinator."""
+        self._call("POST", "/registerBranch", body=body)
+
+    def submit_prepared(self, gid: str, body: Fields, *, wait_result: bool) -> Flow[None]:
         yield from self._submit_and_check(gid, body, wait_result=wait_result, is_prepared=True)
 
-    def abort(self, gid: str, body: bytes, *, attempts: int | None = None) -> Flow[None]:
+    def abort(self, gid: str, body: Fields, *, attempts: int | None = None) -> Flow[None]:
         """Turn it round. Aborting what is turned round already changes nothing."""
         answer = yield from self._exchange(gid, self._call("POST", "/abort", body=body), attempts=attempts)
         if answer.status == STATUS_FAILURE:
@@ -260,19 +330,19 @@ class Rules:
         elif answer.status != STATUS_ONGOING:
             self._check_success(gid, answer)
 
-    def ask_participant(self, call: HttpCall) -> Flow[Reply]:
+    def ask_participant(self, call: Call) -> Flow[AnyReply]:
         """Call once; again only while it is certain that nothing arrived."""
         attempt = 0
         while True:
             attempt += 1
-            reply = yield from _send(call)
-            if isinstance(reply, HttpAnswer) or reply.may_have_arrived or attempt >= self._attempts:
+            reply = yield from _yield(call)
+            if not isinstance(reply, NoAnswer) or reply.may_have_arrived or attempt >= self._attempts:
                 return reply
             yield from _pause(self._delay(attempt, reply))
 
     # -- the parts they are made of --------------------------------------------------
 
-    def _submit_and_check(self, gid: str, body: bytes, *, wait_result: bool, is_prepared: bool = False) -> Flow[None]:
+    def _submit_and_check(self, gid: str, body: Fields, *, wait_result: bool, is_prepared: bool = False) -> Flow[None]:
         """Submit, and return if that is all, or if it has succeeded; raise what else it came to."""
         got = yield from self._submit(gid, body, is_prepared=is_prepared)
         said = ""
@@ -290,7 +360,7 @@ class Rules:
         raise found.as_error(reason=said)
 
     def _submit(
-        self, gid: str, body: bytes, *, deadline: float | None = None, is_prepared: bool = False
+        self, gid: str, body: Fields, *, deadline: float | None = None, is_prepared: bool = False
     ) -> Flow[HttpAnswer | Transaction]:
         """Send a submit until it is known to be accepted.
 
@@ -303,7 +373,7 @@ class Rules:
             attempt += 1
             # A waiting submit is answered when the saga has ended: it gets all the time there is.
             timeout_s = self.timeout_s if deadline is None else max(deadline - self._clock(), MIN_CALL_S)
-            reply = yield from _send(self._call("POST", "/submit", body=body, timeout_s=timeout_s))
+            reply = yield from self._send(self._call("POST", "/submit", body=body, timeout_s=timeout_s))
             if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
                 if reply.status not in (STATUS_FAILURE, STATUS_ONGOING):
                     self._check_success(gid, reply)
@@ -337,7 +407,7 @@ class Rules:
         return self._decode(gid, answer, QueryAnswer).joined()
 
     def _exchange(
-        self, gid: str, call: HttpCall, deadline: float | None = None, *, attempts: int | None = None
+        self, gid: str, call: Call, deadline: float | None = None, *, attempts: int | None = None
     ) -> Flow[HttpAnswer]:
         """Send a request that may be repeated, until it is answered.
 
@@ -347,7 +417,7 @@ class Rules:
         while True:
             attempt += 1
             left_s = math.inf if deadline is None else deadline - self._clock()
-            reply = yield from _send(replace(call, timeout_s=min(call.timeout_s, max(left_s, MIN_CALL_S))))
+            reply = yield from self._send(replace(call, timeout_s=min(call.timeout_s, max(left_s, MIN_CALL_S))))
             if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
                 return reply
             if deadline is None:
@@ -374,19 +444,22 @@ class Rules:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: Fields | None = None,
         timeout_s: float | None = None,
-    ) -> HttpCall:
-        return HttpCall(
-            method=method,
-            url=f"{self.url}{API_BASE}{path}",
+    ) -> Call:
+        return self._wire.call(
+            method,
+            f"{API_BASE}{path}",
             query=query or {},
             body=body,
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,
         )
 
-    def _post(self, path: str, gid: str) -> HttpCall:
-        return self._call("POST", path, body=msgspec.json.encode({"gid": gid}))
+    def _post(self, path: str, gid: str) -> Call:
+        return self._call("POST", path, body={"gid": gid})
+
+    def _send(self, call: Call) -> Flow[Reply]:
+        return self._wire.answer(call, (yield from _yield(call)))
 
     def _decode(self, gid: str, answer: HttpAnswer, type_: type[T]) -> T:
         if answer.status != 200:
@@ -423,7 +496,16 @@ def _is_prepared(work: Saga | Message) -> bool:
     return isinstance(work, Message) and work.is_prepared
 
 
-def _send(call: HttpCall) -> Flow[Reply]:
+def _wire_of(url: str) -> Wire:
+    if not url.startswith(GRPC_SCHEMES):
+        return HttpWire(url)
+    # Only now: who speaks HTTP needs no protobuf.
+    from txcoord_sdk._grpc_wire import GrpcWire
+
+    return GrpcWire(url)
+
+
+def _yield(call: Call) -> Flow[AnyReply]:
     reply = yield call
     assert reply is not None, "a call is answered with a reply"
     return reply

@@ -16,15 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from itertools import count
-from urllib.parse import urlencode, urlsplit, urlunsplit
-
-import msgspec
 
 from txcoord.model import Op, Outcome, Pattern, Status
-from txcoord.outcome import clean, understand
-from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, branch_id_of
-from txcoord_sdk._checks import body_text, checked_url
-from txcoord_sdk._rules import MAX_REASON, Flow, HttpAnswer, HttpCall, Reply, Rules, text_of
+from txcoord.outcome import clean
+from txcoord.protocol import GRPC, branch_id_of
+from txcoord_sdk._branch_calls import branch_call, understood
+from txcoord_sdk._checks import Fields, checked_url, payload_of, protocol_for
+from txcoord_sdk._rules import MAX_REASON, Call, Flow, Rules
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
@@ -62,16 +60,19 @@ class TccRules:
         timeout_s: float,
         wait_result: bool = False,
         parent_id: str = "",
+        protocol: str | None = None,
     ) -> None:
         if len(parent_id) > MAX_PARENT_LENGTH:
             raise ValueError(f"branch {parent_id} of {gid} is nested too deeply: no id is left for branches within it")
         self.gid = gid
         self._rules = rules
-        self._options = options
+        chosen = protocol_for(protocol, ())
+        self._options = {**options, **({"protocol": chosen} if chosen else {})}
         self._branch_headers = branch_headers
         self._timeout_s = timeout_s
         self._wait_result = wait_result
         self._parent_id = parent_id
+        self._protocol = protocol
         self._stage = _Stage.NEW
         # Counted by `next`, which threads cannot come between.
         self._numbers = count(1)
@@ -100,16 +101,21 @@ class TccRules:
         if self._stage is not _Stage.OPEN:
             raise ValueError(f"tcc {self.gid} {self._stage.value}: its tries are called within its `with` block")
         try_url = checked_url(try_url, name="try_url")
-        branch = {
-            "confirm": checked_url(confirm_url, name="confirm_url"),
-            "cancel": checked_url(cancel_url, name="cancel_url"),
-            "data": body_text(payload),
-        }
+        confirm_url = checked_url(confirm_url, name="confirm_url")
+        cancel_url = checked_url(cancel_url, name="cancel_url")
+        self._check_protocol(confirm_url, cancel_url)
+        data = payload_of(payload, try_url, confirm_url, cancel_url)
         branch_id = self._next_branch_id()
+        # Made before it is registered, so that what cannot be called is not registered either.
+        call = self._call_of_try(branch_id, try_url, data) if try_url else None
+        branch = self._body(branch_id=branch_id, confirm=confirm_url, cancel=cancel_url, data=data)
+        self._rules.check_registration(branch)
         self._open[branch_id] = self._failed(branch_id, try_url, "it was broken off before it was answered")
         try:
-            yield from self._rules.register(self.gid, branch_id, self._body(branch_id=branch_id, **branch))
-            answer = yield from self._try(branch_id, try_url, branch["data"].encode())
+            yield from self._rules.register(self.gid, branch_id, branch)
+            answer = TryAnswer(branch_id=branch_id)
+            if call is not None:
+                answer = yield from self._try(branch_id, try_url, call)
         except TxcoordSdkError as error:
             self._open[branch_id] = error
             raise
@@ -155,35 +161,32 @@ class TccRules:
             raise ValueError(f"{where} has {MAX_CHILDREN} branches, which is the most")
         return self._parent_id + branch_id_of(number - 1)
 
-    def _try(self, branch_id: str, url: str, body: bytes) -> Flow[TryAnswer]:
-        if not url:
-            return TryAnswer(branch_id=branch_id)
-        call = HttpCall(
-            method="POST",
-            url=self._url_of_try(branch_id, url),
-            body=body,
+    def _check_protocol(self, *urls: str) -> None:
+        # Who takes part in another's transaction is not told its protocol, and over the gRPC API
+        # it is always gRPC; else it was said when it was prepared.
+        if not self.is_nested and not self._rules.speaks_grpc and protocol_for(None, urls) and self._protocol != GRPC:
+            raise ValueError(
+                f"tcc {self.gid} has to be opened with protocol={GRPC!r} to have branches called over gRPC"
+            )
+
+    def _call_of_try(self, branch_id: str, url: str, data: bytes) -> Call:
+        return branch_call(
+            url,
+            data,
+            gid=self.gid,
+            trans_type=Pattern.TCC,
+            branch_id=branch_id,
+            op=Op.TRY,
+            coordinator=self._rules.url,
             headers=self._branch_headers,
             timeout_s=self._timeout_s,
         )
-        reply = yield from self._rules.ask_participant(call)
-        outcome, reason = _understood(reply)
-        if not isinstance(reply, HttpAnswer) or outcome is not Outcome.SUCCESS:
-            raise self._failed(branch_id, url, reason, outcome)
-        return TryAnswer(branch_id=branch_id, body=reply.body)
 
-    def _url_of_try(self, branch_id: str, url: str) -> str:
-        ours = urlencode(
-            {
-                "branch_id": branch_id,
-                COORDINATOR_PARAMETER: f"{self._rules.url}{API_BASE}",
-                "gid": self.gid,
-                "op": Op.TRY,
-                "trans_type": Pattern.TCC,
-            }
-        )
-        parts = urlsplit(url)
-        # Ours last: of two with the same name, participants take the last.
-        return urlunsplit(parts._replace(query=f"{parts.query}&{ours}" if parts.query else ours, fragment=""))
+    def _try(self, branch_id: str, url: str, call: Call) -> Flow[TryAnswer]:
+        answer = understood((yield from self._rules.ask_participant(call)))
+        if answer.outcome is not Outcome.SUCCESS:
+            raise self._failed(branch_id, url, clean(answer.reason, MAX_REASON), answer.outcome)
+        return TryAnswer(branch_id=branch_id, body=answer.body)
 
     def _abort(self, cause: BaseException) -> Flow[None]:
         body = self._body(rollback_reason=reason_of(cause))
@@ -204,16 +207,8 @@ class TccRules:
     def _failed(self, branch_id: str, url: str, reason: str, outcome: Outcome = Outcome.UNKNOWN) -> TryFailedError:
         return TryFailedError(self.gid, Status.ABORTING, reason, branch_id, url, outcome)
 
-    def _body(self, **more: object) -> bytes:
-        return msgspec.json.encode({"gid": self.gid, "trans_type": Pattern.TCC, **more})
-
-
-def _understood(reply: Reply) -> tuple[Outcome, str]:
-    if not isinstance(reply, HttpAnswer):
-        return Outcome.UNKNOWN, f"no answer ({reply.detail})"
-    outcome = understand(reply.status, reply.body)
-    code = f"HTTP {reply.status}: " if outcome is Outcome.UNKNOWN else ""
-    return outcome, clean(f"{code}{text_of(reply)}", MAX_REASON)
+    def _body(self, **more: object) -> Fields:
+        return {"gid": self.gid, "trans_type": Pattern.TCC, **more}
 
 
 def reason_of(cause: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The coordinator clients: two thin shells, which drive the same rules over httpx."""
+"""The coordinator clients: two thin shells, which drive the same rules over httpx and grpc."""
 
 from __future__ import annotations
 
@@ -15,13 +15,29 @@ from txcoord.model import Pattern, Status
 from txcoord.protocol import CONNECTION_HEADERS
 from txcoord_sdk._checks import Duration, seconds
 from txcoord_sdk._operations import DEFAULT_TIMEOUT_S, DEFAULT_WAIT_S, Operations
-from txcoord_sdk._rules import Filter, Flow, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
+from txcoord_sdk._rules import (
+    AnyReply,
+    Filter,
+    Flow,
+    GrpcAnswer,
+    GrpcCall,
+    HttpAnswer,
+    HttpCall,
+    NoAnswer,
+    Pause,
+    Reply,
+)
 from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
 from txcoord_sdk.tcc import AsyncTcc, Tcc
 
 if TYPE_CHECKING:
+    # An extra, and its import takes a while.
+    import grpc
+
+    from txcoord_sdk._channels import AsyncChannels, Channels
+
     # An initiator needs nothing of the barrier, which this would load.
     from txcoord_sdk.barrier.redis import RedisWork
     from txcoord_sdk.branch import BranchContext
@@ -40,11 +56,14 @@ class AsyncCoordinator(Operations):
 
     Args:
         url: its address, with or without `/api/dtmsvr`; else the variable TXCOORD_URL, else
-            http://127.0.0.1:36789.
+            http://127.0.0.1:36789. With `grpc://host:port` all is done over its gRPC API instead, or
+            with `grpcs://` so with TLS (needs `txcoord-sdk[grpc]`).
         timeout: how long to wait for one answer. `run` and `wait` have their own.
         attempts: how often a request is sent, at most, while nothing usable comes back.
         backoff: pause after the first attempt; it doubles, up to 2 s.
         http: an httpx client of your own (TLS, proxies, headers); you close it.
+        credentials: certificates for `grpcs://`; those of the system if None.
+        branch_credentials: for branches that this client calls over gRPC itself; without TLS if None.
     """
 
     def __init__(
@@ -55,8 +74,12 @@ class AsyncCoordinator(Operations):
         attempts: int = 5,
         backoff: Duration = 0.2,
         http: httpx.AsyncClient | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        branch_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         super().__init__(url, timeout=timeout, attempts=attempts, backoff=backoff)
+        self._credentials, self._branch_credentials = credentials, branch_credentials
+        self._grpc: AsyncChannels | None = None
         self._http = http or httpx.AsyncClient()
         self._owns_http = http is None
 
@@ -69,6 +92,7 @@ class AsyncCoordinator(Operations):
         request_timeout: Duration | None = None,
         retry_interval: Duration | None = None,
         branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
     ) -> AsyncTcc:
         rules = self._tcc_rules(
             gid,
@@ -77,6 +101,7 @@ class AsyncCoordinator(Operations):
             request_timeout=request_timeout,
             retry_interval=retry_interval,
             branch_headers=branch_headers,
+            protocol=protocol,
         )
         return AsyncTcc(rules, self._drive)
 
@@ -170,6 +195,8 @@ class AsyncCoordinator(Operations):
         await self._drive(self._rules.ping())
 
     async def close(self) -> None:
+        if self._grpc is not None:
+            await self._grpc.close()
         if self._owns_http:
             await self._http.aclose()
 
@@ -182,7 +209,7 @@ class AsyncCoordinator(Operations):
         await self.close()
 
     async def _drive(self, flow: Flow[T]) -> T:
-        reply: Reply | None = None
+        reply: AnyReply | None = None
         while True:
             try:
                 step = flow.send(reply)
@@ -191,6 +218,8 @@ class AsyncCoordinator(Operations):
             match step:
                 case HttpCall():
                     reply = await self._send(step)
+                case GrpcCall():
+                    reply = await self._send_grpc(step)
                 case Pause():
                     await asyncio.sleep(step.seconds)
                     reply = None
@@ -200,6 +229,13 @@ class AsyncCoordinator(Operations):
             return _answer(await self._http.request(**_request(call)))
         except httpx.RequestError as error:
             return _no_answer(error)
+
+    async def _send_grpc(self, call: GrpcCall) -> GrpcAnswer:
+        if self._grpc is None:
+            from txcoord_sdk._channels import AsyncChannels, tls
+
+            self._grpc = AsyncChannels(coordinator=tls(self._credentials, self.url), branches=self._branch_credentials)
+        return await self._grpc.call(call)
 
 
 class Coordinator(Operations):
@@ -213,8 +249,12 @@ class Coordinator(Operations):
         attempts: int = 5,
         backoff: Duration = 0.2,
         http: httpx.Client | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        branch_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         super().__init__(url, timeout=timeout, attempts=attempts, backoff=backoff)
+        self._credentials, self._branch_credentials = credentials, branch_credentials
+        self._grpc: Channels | None = None
         self._http = http or httpx.Client()
         self._owns_http = http is None
 
@@ -227,6 +267,7 @@ class Coordinator(Operations):
         request_timeout: Duration | None = None,
         retry_interval: Duration | None = None,
         branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
     ) -> Tcc:
         rules = self._tcc_rules(
             gid,
@@ -235,6 +276,7 @@ class Coordinator(Operations):
             request_timeout=request_timeout,
             retry_interval=retry_interval,
             branch_headers=branch_headers,
+            protocol=protocol,
         )
         return Tcc(rules, self._drive)
 
@@ -335,6 +377,8 @@ class Coordinator(Operations):
         self._drive(self._rules.ping())
 
     def close(self) -> None:
+        if self._grpc is not None:
+            self._grpc.close()
         if self._owns_http:
             self._http.close()
 
@@ -347,7 +391,7 @@ class Coordinator(Operations):
         self.close()
 
     def _drive(self, flow: Flow[T]) -> T:
-        reply: Reply | None = None
+        reply: AnyReply | None = None
         while True:
             try:
                 step = flow.send(reply)
@@ -356,6 +400,8 @@ class Coordinator(Operations):
             match step:
                 case HttpCall():
                     reply = self._send(step)
+                case GrpcCall():
+                    reply = self._send_grpc(step)
                 case Pause():
                     time.sleep(step.seconds)
                     reply = None
@@ -365,6 +411,13 @@ class Coordinator(Operations):
             return _answer(self._http.request(**_request(call)))
         except httpx.RequestError as error:
             return _no_answer(error)
+
+    def _send_grpc(self, call: GrpcCall) -> GrpcAnswer:
+        if self._grpc is None:
+            from txcoord_sdk._channels import Channels, tls
+
+            self._grpc = Channels(coordinator=tls(self._credentials, self.url), branches=self._branch_credentials)
+        return self._grpc.call(call)
 
 
 def _request(call: HttpCall) -> dict[str, Any]:

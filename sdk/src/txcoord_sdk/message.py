@@ -9,7 +9,16 @@ import msgspec
 
 from txcoord.model import Pattern
 from txcoord.protocol import branch_id_of
-from txcoord_sdk._checks import Duration, body_text, checked_gid, checked_topic_or_url, whole_seconds, wire_options
+from txcoord_sdk._checks import (
+    Duration,
+    Fields,
+    checked_gid,
+    checked_topic_or_url,
+    payload_of,
+    protocol_for,
+    whole_seconds,
+    wire_options,
+)
 from txcoord_sdk.gid import new_gid
 
 
@@ -20,7 +29,7 @@ class MessageStep:
     gid: str
     index: int
     url: str
-    payload: str
+    payload: bytes
     """The exact body of the call."""
 
     @property
@@ -56,6 +65,8 @@ class Message:
         branch_headers: sent with every call, the check-back included, e.g. for authorisation.
         max_attempts: give a step up when it has been called this often.
         give_up_after: give a step up when it has not succeeded this long after the submit, the delay included.
+        protocol: `grpc` if URLs, those of a topic's subscribers included, have the form
+            `host:port/package.Service/Method`; told by the steps and the check-back if None.
 
     Raises:
         ValueError: an option cannot mean anything; the sentence says what is allowed.
@@ -74,6 +85,7 @@ class Message:
         branch_headers: Mapping[str, str] | None = None,
         max_attempts: int | None = None,
         give_up_after: Duration | None = None,
+        protocol: str | None = None,
     ) -> None:
         self._gid = new_gid() if gid is None else checked_gid(gid)
         self._concurrent = concurrent
@@ -93,6 +105,8 @@ class Message:
             self._custom["max_attempts"] = max_attempts
         if give_up_after is not None:
             self._custom["deadline"] = whole_seconds(give_up_after, name="give_up_after")
+        self._protocol = protocol
+        protocol_for(protocol, ())
         self._steps: list[MessageStep] = []
         self._query_prepared = ""
         self._sealed = False
@@ -117,11 +131,12 @@ class Message:
     def step(self, url: str, payload: object = None) -> MessageStep:
         """Add a receiver.
 
-        It is called with POST, at least once and perhaps more often: protect it with a barrier.
+        It is called with POST, or over gRPC, at least once and perhaps more often: protect it with a barrier.
 
         Args:
-            url: what is called, or `topic://name` for all who have subscribed to that topic when
-                the message is prepared (or, if it is not, submitted).
+            url: what is called (http(s), or `host:port/package.Service/Method` for gRPC), or
+                `topic://name` for all who have subscribed to that topic when the message is
+                prepared (or, if it is not, submitted).
             payload: as for a saga's step.
 
         Raises:
@@ -132,28 +147,28 @@ class Message:
             raise ValueError(f"message {self._gid} has been handed over: open a new one, it needs a gid of its own")
         if not url:
             raise ValueError("a step of a message needs a URL, or topic://name")
-        step = MessageStep(
-            gid=self._gid, index=len(self._steps), url=checked_topic_or_url(url), payload=body_text(payload)
-        )
+        url = checked_topic_or_url(url)
+        protocol_for(self._protocol, (url,))
+        step = MessageStep(gid=self._gid, index=len(self._steps), url=url, payload=payload_of(payload, url))
         self._steps.append(step)
         return step
 
-    def prepare_body(self, query_prepared: str) -> bytes:
+    def prepare_request(self, query_prepared: str) -> Fields:
         """Give what a prepare sends, and take no more steps from here on."""
         body = self._body(query_prepared)
         self._query_prepared = query_prepared
-        return msgspec.json.encode(body)
+        return body
 
-    def request_body(self, *, wait_result: bool | None = None) -> bytes:
+    def request(self, *, wait_result: bool | None = None) -> Fields:
         """Give what a submit sends, and take no more steps from here on."""
         # Of a prepared message too, as DTM's clients do: DTM takes the options from here.
         body = self._body(self._query_prepared)
         if self._wait_result if wait_result is None else wait_result:
             body["wait_result"] = True
-        return msgspec.json.encode(body)
+        return body
 
-    def abort_body(self, reason: str) -> bytes:
-        return msgspec.json.encode({"gid": self._gid, "trans_type": Pattern.MSG, "rollback_reason": reason})
+    def abort_request(self, reason: str) -> Fields:
+        return {"gid": self._gid, "trans_type": Pattern.MSG, "rollback_reason": reason}
 
     def _body(self, query_prepared: str) -> dict[str, object]:
         if not self._steps:
@@ -166,6 +181,8 @@ class Message:
             "payloads": [step.payload for step in self._steps],
             **self._options,
         }
+        if protocol := protocol_for(self._protocol, [query_prepared, *(step.url for step in self._steps)]):
+            body["protocol"] = protocol
         if query_prepared:
             body["query_prepared"] = query_prepared
         if self._concurrent:

@@ -9,7 +9,7 @@ import msgspec
 
 from txcoord.model import Pattern
 from txcoord.protocol import branch_id_of
-from txcoord_sdk._checks import Duration, body_text, checked_gid, checked_url, wire_options
+from txcoord_sdk._checks import Duration, Fields, checked_gid, checked_url, payload_of, protocol_for, wire_options
 from txcoord_sdk.gid import new_gid
 
 
@@ -21,7 +21,7 @@ class Step:
     index: int
     action_url: str
     compensate_url: str
-    payload: str
+    payload: bytes
     """The exact body of both calls."""
     after: tuple[int, ...] = ()
 
@@ -54,6 +54,7 @@ class Saga:
         retry_limit: give up and compensate when an action has been repeated this often.
             Without it actions are repeated until they are answered; compensations always are.
         branch_headers: sent with every call of a branch, e.g. for authorisation.
+        protocol: `grpc` if URLs have the form `host:port/package.Service/Method`; told by them if None.
 
     Raises:
         ValueError: an option cannot mean anything; the sentence says what is allowed.
@@ -70,6 +71,7 @@ class Saga:
         retry_interval: Duration | None = None,
         retry_limit: int | None = None,
         branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
     ) -> None:
         self._gid = new_gid() if gid is None else checked_gid(gid)
         self._concurrent = concurrent
@@ -84,6 +86,8 @@ class Saga:
             if retry_limit < 1:
                 raise ValueError(f"retry_limit must be 1 or more (None is unlimited), not {retry_limit}")
             self._options["retry_limit"] = retry_limit
+        self._protocol = protocol
+        protocol_for(protocol, ())
         self._steps: list[Step] = []
         self._sealed = False
 
@@ -104,14 +108,18 @@ class Saga:
     ) -> Step:
         """Add a step.
 
-        Both endpoints are called with POST and the same body. Each may be called more than
-        once, and the compensation even if the action never arrived: protect them with a barrier.
+        Both endpoints are called with POST and the same body, or over gRPC with the same message. Each
+        may be called more than once, and the compensation even if the action never arrived: protect
+        them with a barrier.
 
         Args:
-            action_url: called to do it; an empty URL stands for success without a call.
+            action_url: called to do it: an http(s) URL, or `host:port/package.Service/Method` for
+                gRPC. An empty URL stands for success without a call.
             compensate_url: called to undo it; empty if there is nothing to undo.
             payload: anything JSON can express, dataclasses and Pydantic models included. `str`
-                and UTF-8 `bytes` are sent as they are; an empty one makes the call a GET.
+                and `bytes` are sent as they are; an empty one makes the call a GET. Over gRPC a
+                protobuf message, or the bytes of one. What is not UTF-8 needs the coordinator's
+                gRPC API.
             after: steps that must have succeeded before this one starts (only with
                 `concurrent=True`: without it every step waits for all before it).
 
@@ -126,18 +134,21 @@ class Saga:
         for earlier in after:
             if not any(earlier is step for step in self._steps):
                 raise ValueError(f"after= takes steps of this saga ({self._gid}), not one of {earlier.gid}")
+        action_url = checked_url(action_url, name="action_url")
+        compensate_url = checked_url(compensate_url, name="compensate_url")
+        protocol_for(self._protocol, (action_url, compensate_url))
         step = Step(
             gid=self._gid,
             index=len(self._steps),
-            action_url=checked_url(action_url, name="action_url"),
-            compensate_url=checked_url(compensate_url, name="compensate_url"),
-            payload=body_text(payload),
+            action_url=action_url,
+            compensate_url=compensate_url,
+            payload=payload_of(payload, action_url, compensate_url),
             after=tuple(sorted({earlier.index for earlier in after})),
         )
         self._steps.append(step)
         return step
 
-    def request_body(self, *, wait_result: bool | None = None) -> bytes:
+    def request(self, *, wait_result: bool | None = None) -> Fields:
         """Give what a submit sends, and take no more steps from here on."""
         if not self._steps:
             raise ValueError(f"saga {self._gid} has no steps: add some with step() before it is submitted")
@@ -149,6 +160,9 @@ class Saga:
             "payloads": [step.payload for step in self._steps],
             **self._options,
         }
+        urls = [url for step in self._steps for url in (step.action_url, step.compensate_url)]
+        if protocol := protocol_for(self._protocol, urls):
+            body["protocol"] = protocol
         if self._wait_result if wait_result is None else wait_result:
             body["wait_result"] = True
         if self._concurrent:
@@ -156,7 +170,7 @@ class Saga:
             # The wire carries the order as JSON inside a string, its keys as strings.
             orders = {str(step.index): step.after for step in self._steps if step.after}
             body["custom_data"] = msgspec.json.encode({"orders": orders, "concurrent": True}).decode()
-        return msgspec.json.encode(body)
+        return body
 
     def __repr__(self) -> str:
         return f"<Saga {self._gid}: {len(self._steps)} steps>"
