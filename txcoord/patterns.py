@@ -16,6 +16,7 @@ from txcoord.tcc.decide import decide as decide_tcc
 from txcoord.tcc.request import registered as registered_tcc
 from txcoord.two_phase.request import aborted as aborted_two_phase
 from txcoord.workflow.decide import decide as decide_workflow
+from txcoord.workflow.request import alive
 from txcoord.workflow.request import registered as registered_workflow
 from txcoord.xa.decide import decide as decide_xa
 from txcoord.xa.request import registered as registered_xa
@@ -46,6 +47,15 @@ def registered(
             return registered_workflow(tx, branch, limits, now_us=now_us, interval_s=interval_s)
         case Pattern.SAGA | Pattern.MSG:
             raise InvalidRequestError(f"a {tx.pattern} has no branches to register: send it whole to submit")
+
+
+def claimed(tx: GlobalTransaction, *, now_us: int, interval_s: float) -> GlobalTransaction:
+    """Return a prepared transaction as it is when a request has brought it to another coordinator.
+
+    Who asks for something about a workflow runs it, perhaps called by the coordinator that had it: to ask to
+    go on with it at once would run it twice.
+    """
+    return alive(tx, now_us=now_us, interval_s=interval_s) if tx.pattern is Pattern.WORKFLOW else tx
 
 
 def aborted(tx: GlobalTransaction, reason: str, *, now_us: int) -> GlobalTransaction:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from random import Random
 
-from txcoord.model import Attempt, BranchOp, Op, OpStatus, Outcome, Pattern
+from txcoord.model import MICROSECONDS, Attempt, BranchOp, Op, OpStatus, Outcome, Pattern
 from txcoord.retry import RetryPolicy, error_delay_us, ongoing_delay_us
 
 MAY_FAIL = frozenset({Op.ACTION, Op.TRY})
@@ -14,6 +14,9 @@ so a failure of theirs is an error like any other, and repeated."""
 
 _MAY_FAIL_IN_MSG = frozenset({Op.MSG})
 """What a message does comes after the decision: only the question for it may be answered with failure."""
+
+_NEARLY = 0.9
+"""A call is timed by another clock than its record."""
 
 
 def may_fail_in(pattern: Pattern) -> Container[Op]:
@@ -57,19 +60,33 @@ def record_call(
 
 
 def record_resume(
-    resume: BranchOp, attempt: Attempt, *, now_us: int, policy: RetryPolicy, random: Random, attempts_kept: int
+    resume: BranchOp,
+    attempt: Attempt,
+    *,
+    now_us: int,
+    policy: RetryPolicy,
+    random: Random,
+    attempts_kept: int,
+    timeout_s: float,
 ) -> BranchOp:
     """Return the request to go on with a workflow after `attempt`: it is never done, whatever was answered.
 
     The participant reports the end of a workflow before it answers. So an answer of success or failure that
     finds it unfinished says nothing that can be understood, and backs off like one.
+
+    Args:
+        timeout_s: how long the call was allowed to last. A participant that used it up may be at work still: to
+            ask again before a whole interval is over would run the workflow twice at once.
     """
     attempts = (*resume.attempts, attempt)[-attempts_kept:]
+    delay_us = ongoing_delay_us(policy, random)
     if attempt.outcome is Outcome.ONGOING:
-        return resume.replace(failures=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
+        return resume.replace(failures=0, due_us=now_us + delay_us, attempts=attempts)
     failures = resume.failures + 1
+    backoff_us = error_delay_us(policy, failures, random)
+    is_at_work = not attempt.code and attempt.duration_us >= _NEARLY * timeout_s * MICROSECONDS
     return resume.replace(
-        failures=failures, due_us=now_us + error_delay_us(policy, failures, random), attempts=attempts
+        failures=failures, due_us=now_us + (max(backoff_us, delay_us) if is_at_work else backoff_us), attempts=attempts
     )
 
 

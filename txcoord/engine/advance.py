@@ -110,9 +110,7 @@ class Advancer:
                     await self._wait(live, until_us)
                 case Done():
                     live.end_pass()
-                    if live.calls:
-                        # A workflow's participant reports the end within our call, and is left to finish it.
-                        await asyncio.wait(live.calls)
+                    await self._let_calls_end(live)
                     return None
                 case unknown:
                     assert_never(unknown)
@@ -217,6 +215,13 @@ class Advancer:
             live.calls.add(task)
             task.add_done_callback(live.calls.discard)
 
+    async def _let_calls_end(self, live: LiveTransaction) -> None:
+        """A workflow's participant reports the end within our call, and is left to finish it."""
+        if live.calls:
+            await asyncio.wait(live.calls)
+        for position, (_, result) in live.take_ended().items():
+            metrics.branch_called(live.tx.pattern, live.tx.branches[position].op, result.outcome)
+
     async def _call_beside(self, live: LiveTransaction, position: int) -> None:
         began_us = self._clock.now_us()
         try:
@@ -299,6 +304,7 @@ class Advancer:
                 policy=policy,
                 random=self._random,
                 attempts_kept=self._settings.attempts_kept,
+                timeout_s=self._timeout_s(tx),
             )
         else:
             recorded = record_call(

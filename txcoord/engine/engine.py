@@ -23,6 +23,7 @@ from txcoord.engine.settings import EngineSettings
 from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError, TransactionNotFoundError
 from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, GlobalTransaction, Status
+from txcoord.patterns import claimed
 from txcoord.request import SubmitResult
 from txcoord.store.base import Applied, Create, Owned, Store
 
@@ -58,6 +59,8 @@ class Engine:
         self._none_live.set()
         self._parking: dict[str, asyncio.Future[Applied]] = {}
         """Creations beyond `max_live` that are on their way."""
+        self._claims: dict[str, asyncio.Task[LiveTransaction | None]] = {}
+        """Prepared transactions that are being claimed."""
         self._background: list[asyncio.Task[None]] = []
         self._ownership = Ownership(
             store,
@@ -144,6 +147,10 @@ class Engine:
                 await self._journal.drained()
         except TimeoutError:
             log.warning("drain ended early", node=self.node_id, live=len(self._live))
+        claims = list(self._claims.values())
+        for claim in claims:
+            claim.cancel()  # whatever it took, leaving gives up
+        await asyncio.gather(*claims, return_exceptions=True)
         await self._cancel_all_live(OverloadedError("the coordinator is stopping: query the gid elsewhere"))
         for task in self._background:
             task.cancel()
@@ -303,15 +310,37 @@ class Engine:
         """Make a prepared transaction live here; None if it is not prepared (or not there)."""
         if self._advancer.is_draining:
             raise OverloadedError("this coordinator is stopping: try the same again, at another one or a little later")
-        async with self._recovery.taking_over:
-            # Whoever waited for the lock may have claimed it.
+        # All that ask for one gid at once share a claim, which goes on if they go away: taken, it has to be driven.
+        claim = self._claims.get(gid)
+        if claim is None:
+            # Beyond `max_live` new ones are refused first: what was prepared may hold something that others wait for.
+            if len(self._live) + len(self._claims) >= 2 * max(self._settings.max_live, 1):
+                raise OverloadedError(f"this coordinator drives all it may: try {gid} again a little later")
+            claim = self._claims[gid] = asyncio.create_task(self._take_claimed(gid))
+            claim.add_done_callback(lambda done: self._end_claim(gid, done))
+        await asyncio.wait([claim], timeout=self._settings.accept_wait_s)
+        if not claim.done() or claim.cancelled():
+            raise StoreUnavailableError(f"the store did not answer in time: try the same for {gid} again")
+        return claim.result()
+
+    async def _take_claimed(self, gid: str) -> LiveTransaction | None:
+        async with self._recovery.gate.together():
+            # While it waited its turn, it may have been taken over as due.
             if gid not in self._live:
                 owned = await self._claim_in_store(gid)
                 if owned is None:
                     return None
-                live = LiveTransaction(_resumed(owned.tx), epoch=owned.epoch)
+                tx = claimed(
+                    _resumed(owned.tx), now_us=self._clock.now_us(), interval_s=self._settings.retry_interval_s
+                )
+                live = LiveTransaction(tx, epoch=owned.epoch)
                 self._begin(live, self._drive(live))
             return self._live[gid]
+
+    def _end_claim(self, gid: str, claim: asyncio.Task[LiveTransaction | None]) -> None:
+        del self._claims[gid]
+        if not claim.cancelled():
+            claim.exception()  # those that waited for it may all have gone
 
     async def _claim_in_store(self, gid: str) -> Owned | None:
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from txcoord.engine.clock import Clock, sleep_until
+from txcoord.engine.gate import Gate
 from txcoord.engine.live import LiveTransaction
 from txcoord.engine.ownership import Ownership
 from txcoord.engine.settings import EngineSettings
@@ -20,6 +21,9 @@ _LEFT_DUE_US = 50_000
 """Shortest pause when something due was left: somebody else holds its row for a moment."""
 
 _RECONCILE_EVERY_S = 60.0
+
+_CLAIMS_AT_ONCE = 16
+"""More would only queue for the store's connections."""
 
 
 class Recovery:
@@ -55,8 +59,10 @@ class Recovery:
         self.recovering = 0
         """Transactions taken over that are live."""
         self.is_draining = False
-        self.taking_over = asyncio.Lock()
-        """Held from a take-over in the store until its transactions are live here."""
+        self.gate = Gate(width=_CLAIMS_AT_ONCE)
+        """Passed from a take-over or a claim in the store until its transactions are live here. Claims pass
+        together, since each is about another gid. Alone passes what compares or takes many: a reconciliation would
+        release what has just been claimed, and a take-over could meet a claim of the same row."""
 
     @property
     def is_owed_room(self) -> bool:
@@ -114,7 +120,7 @@ class Recovery:
             if self._waits_for_room:
                 return
             self._next_due_us = None
-            async with self.taking_over:
+            async with self.gate.alone():
                 taken = await self._ownership.take_over_due(limit=room)
                 for owned in taken:
                     self._resume(owned)
@@ -162,7 +168,7 @@ class Recovery:
 
     async def _release_strays(self) -> bool:
         """Release once; False: something of an earlier epoch has to end first."""
-        async with self.taking_over:
+        async with self.gate.alone():
             node_id = self._ownership.node_id
             owned = await self._store.owned(node_id)
             stray = [gid for gid, _ in owned if gid not in self._live]

@@ -23,12 +23,16 @@ from txcoord.request import (
     check_custom_data,
     check_gid,
     check_options,
+    check_params,
     check_protocol,
     check_url,
 )
 from txcoord.workflow.decide import RESUME
 
 STEP_OPS = (Op.ACTION, Op.COMMIT, Op.ROLLBACK, Op.BUSINESS)
+
+MAX_NAME_LENGTH = 128
+"""The name travels in the URL of each request to go on."""
 
 
 def build_workflow(request: TransRequest, limits: Limits, *, now_us: int, interval_s: float) -> GlobalTransaction:
@@ -49,6 +53,7 @@ def build_workflow(request: TransRequest, limits: Limits, *, now_us: int, interv
         raise InvalidRequestError(
             'custom_data of a workflow has no name: without {"name": …} its participant would not know what to resume'
         )
+    check_params(plan.data, url=url, protocol=protocol, where="data in custom_data of a workflow")
     gid = check_gid(request.gid)
     resume = BranchOp(branch_id=CHECK_BACK_BRANCH, op=Op.RESUME, url=url, payload=plan.data)
     workflow = GlobalTransaction(
@@ -63,7 +68,7 @@ def build_workflow(request: TransRequest, limits: Limits, *, now_us: int, interv
         created_us=now_us,
         updated_us=now_us,
     )
-    return workflow.replace(branches=_alive(workflow, now_us, interval_s))
+    return workflow.replace(branches=_not_asked_soon(workflow, now_us, interval_s))
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -78,9 +83,15 @@ class _Plan(msgspec.Struct, frozen=True):
             return cls()
         try:
             raw = msgspec.json.decode(custom_data, type=_RawPlan | None) or _RawPlan()
-            return cls(raw.name or "", b64decode(raw.data or "", validate=True))
+            plan = cls(raw.name or "", b64decode(raw.data or "", validate=True))
         except (msgspec.MsgspecError, RecursionError, UnicodeError, Base64Error, ValueError) as error:
             raise InvalidRequestError(f"custom_data of a workflow cannot be read: {error}") from error
+        if len(plan.name) > MAX_NAME_LENGTH or not plan.name.isprintable():
+            raise InvalidRequestError(
+                f"the name {plan.name[:40]!r} in custom_data of a workflow must have"
+                f" 1 to {MAX_NAME_LENGTH} printable characters"
+            )
+        return plan
 
 
 class _RawPlan(msgspec.Struct, frozen=True):
@@ -93,8 +104,14 @@ def name_of(workflow: GlobalTransaction) -> str:
     return _Plan.read(workflow.custom_data).name
 
 
-def _alive(workflow: GlobalTransaction, now_us: int, interval_s: float) -> tuple[BranchOp, ...]:
-    """Return its branches after a sign of life: it is not asked to go on before the interval is over."""
+def alive(workflow: GlobalTransaction, *, now_us: int, interval_s: float) -> GlobalTransaction:
+    """Return it after a sign of life from its participant: it is not asked to go on before the interval is over."""
+    return workflow.replace(
+        branches=_not_asked_soon(workflow, now_us, interval_s), updated_us=workflow.updated_at(now_us)
+    )
+
+
+def _not_asked_soon(workflow: GlobalTransaction, now_us: int, interval_s: float) -> tuple[BranchOp, ...]:
     due_us = now_us + int((workflow.options.retry_interval_s or interval_s) * MICROSECONDS)
     resume = workflow.branches[RESUME].replace(due_us=due_us, failures=0)
     return (resume, *workflow.branches[1:])
@@ -147,7 +164,7 @@ def registered(
         status=OpStatus.SUCCEEDED if status is Status.SUCCEEDED else OpStatus.FAILED,
         finished_us=now_us,
     )
-    branches = (*_alive(workflow, now_us, interval_s), result)
+    branches = (*_not_asked_soon(workflow, now_us, interval_s), result)
     return workflow.replace(branches=branches, updated_us=workflow.updated_at(now_us))
 
 
@@ -155,7 +172,8 @@ def ended(workflow: GlobalTransaction, request: TransRequest, limits: Limits, *,
     """Return it as its participant reports its end. The same end again changes nothing.
 
     Raises:
-        InvalidRequestError: the report says neither succeed nor failed.
+        InvalidRequestError, RequestTooLargeError: the report says neither succeed nor failed, or its result
+            cannot be read.
         StatusConflictError: it has ended in another way (`wanted="submit"`).
     """
     report = request.req_extra
@@ -166,6 +184,7 @@ def ended(workflow: GlobalTransaction, request: TransRequest, limits: Limits, *,
             f"the result of {workflow.gid} has {len(result)} characters:"
             f" at most {PAYLOADS_AT_MOST} times max_payload_bytes are allowed"
         )
+    _check_base64(result)
     if workflow.status is status:
         return workflow
     if workflow.status is not Status.PREPARED:
@@ -178,6 +197,14 @@ def ended(workflow: GlobalTransaction, request: TransRequest, limits: Limits, *,
         finished_us=now_us,
         due_us=None,
     )
+
+
+def _check_base64(result: str) -> None:
+    """Refuse a result that nobody who asks for it again could read."""
+    try:
+        b64decode(result, validate=True)
+    except ValueError as error:
+        raise InvalidRequestError(f"req_extra.result of a workflow's submit is no base64: {error}") from error
 
 
 def _reported_status(word: str, *, where: str) -> Status:
