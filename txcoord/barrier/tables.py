@@ -56,6 +56,8 @@ class Statements(Struct, frozen=True, kw_only=True):
     """Insert unless the key is there, and count 1 or 0. Waits for a transaction that is inserting the same key."""
     find: str
     """Read gid and reason of a key."""
+    peek: str
+    """The same of what is committed, whoever holds a lock on it."""
 
 
 def insert_values(row: Row) -> Sequence[str]:
@@ -94,6 +96,7 @@ def statements(database: Database, table: str | None, placeholders: Placeholders
     )
     # The name has passed `table_name`; everything else here is constant.
     find = f"select gid, reason from {name} where {key}"  # noqa: S608
+    peek = find
     match database:
         case Database.MYSQL:
             insert = f"insert ignore into {name} ({columns}) values ({values})"  # noqa: S608
@@ -113,7 +116,7 @@ def statements(database: Database, table: str | None, placeholders: Placeholders
                 f"insert into {name} ({columns}) values ({values}) "  # noqa: S608
                 f"on conflict ({', '.join(KEY_COLUMNS)}) do nothing"
             )
-    return Statements(insert=insert, find=find)
+    return Statements(insert=insert, find=find, peek=peek)
 
 
 def marks(placeholders: Placeholders, names: Sequence[str]) -> Sequence[str]:

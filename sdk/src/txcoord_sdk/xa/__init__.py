@@ -1,0 +1,10 @@
+"""XA for participants: local transactions that are prepared, and ended by the coordinator's decision."""
+
+from __future__ import annotations
+
+from txcoord.xa.xid import XaKey
+from txcoord_sdk.xa.errors import XaError
+from txcoord_sdk.xa.links import Source
+from txcoord_sdk.xa.phases import Prepared, finish, finish_sync, prepare, prepare_sync
+
+__all__ = ["Prepared", "Source", "XaError", "XaKey", "finish", "finish_sync", "prepare", "prepare_sync"]
