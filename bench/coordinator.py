@@ -86,6 +86,8 @@ def running_coordinator(store: RunningStore, *, processes: int) -> Iterator[Targ
         "serve",
         "--port",
         str(port),
+        "--grpc-port",
+        "0",
         "--store",
         store.url,
         "--workers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -63,6 +63,12 @@ def serve(
     config: Config = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on.", show_default=False, metavar="NUMBER")] = None,
+    grpc_port: Annotated[
+        str | None,
+        typer.Option(
+            "--grpc-port", help="Port of the gRPC API; 0 for a free one.", show_default=False, metavar="NUMBER"
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +124,7 @@ def serve(
     flags = {
         "host": host,
         "port": port,
+        "grpc_port": grpc_port,
         "workers": workers,
         "store": store,
         "log_level": log_level,
@@ -130,18 +137,23 @@ def serve(
     settings = _load(flags, config, other).values
     # Here, because the other commands do without the server and shall be quick.
     from txcoord.logs import configure
-    from txcoord.server import StartError, bind, run, url_of
+    from txcoord.server import StartError, bind, grpc_reserved, run, urls_of
     from txcoord.supervisor import Supervisor
 
     writer = configure(level=settings.log_level, log_format=resolved_log_format(settings))
     try:
         if settings.workers > 1:
-            supervisor = Supervisor(settings, on_ready=lambda url, nodes: _say_ready(settings, url, nodes))
+            supervisor = Supervisor(settings, on_ready=lambda urls, nodes: _say_ready(settings, urls, nodes))
             code = supervisor.run()
         else:
-            listener = bind(settings.host, settings.port)
-            url = url_of(listener)
-            code = run(settings, listener, on_ready=lambda ready: _say_ready(settings, url, [ready.engine.node_id]))
+            with bind(settings.host, settings.port) as listener, grpc_reserved(settings) as grpc_address:
+                urls = urls_of(settings, listener.getsockname()[:2], grpc_address)
+                code = run(
+                    settings,
+                    listener,
+                    grpc_address=grpc_address,
+                    on_ready=lambda ready: _say_ready(settings, urls, [ready.engine.node_id]),
+                )
     except StartError as error:
         _fail(str(error), EXIT_NOT_STARTED)
     except KeyboardInterrupt:
@@ -151,9 +163,9 @@ def serve(
     raise typer.Exit(code)
 
 
-def _say_ready(settings: Settings, url: str, nodes: list[int]) -> None:
+def _say_ready(settings: Settings, urls: Sequence[str], nodes: list[int]) -> None:
     named = f"node {nodes[0]}" if len(nodes) == 1 else "nodes " + ", ".join(map(str, sorted(nodes)))
-    typer.echo(f"txcoord {__version__} ready on {url}, store {settings.shown_store()}, {named}")
+    typer.echo(f"txcoord {__version__} ready on {', '.join(urls)}, store {settings.shown_store()}, {named}")
     sys.stdout.flush()
 
 

@@ -1,7 +1,7 @@
-"""Serves one coordinator process: its socket, its signals, and its orderly end.
+"""Serves one coordinator process: its sockets, its signals, and its orderly end.
 
 The end, on SIGTERM or SIGINT: `/readyz` says 503 and submits are refused at once; the
-socket closes; calls under way end, for `drain_s` at most; what is still owned is given up
+sockets close; calls under way end, for `drain_s` at most; what is still owned is given up
 for other nodes to take; then the process leaves with 0. A second signal does not wait.
 """
 
@@ -12,7 +12,7 @@ import errno
 import gc
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, cast
@@ -21,11 +21,13 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from txcoord.api.grpc_server import GrpcServer
 from txcoord.app import App, build
 from txcoord.errors import SchemaError, StoreUnavailableError
 from txcoord.logs import get_logger
 from txcoord.settings import Settings
 from txcoord.store.url import cannot_be_used, open_store
+from txcoord.tls import Tls, load_tls
 
 log = get_logger()
 
@@ -35,15 +37,18 @@ _MAX_HEAD_BYTES = 64 * 1024
 EXIT_OK = 0
 EXIT_NOT_STARTED = 1
 
+Address = tuple[str, int]
+"""An IP address and a port."""
+
 
 class StartError(Exception):
     """The coordinator could not start; the sentence says why and what to do."""
 
 
-# -- the socket -----------------------------------------------------------------------
+# -- the sockets -----------------------------------------------------------------------
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") -> socket.socket:
     """Bind a socket; with `shared` several processes may, and the kernel spreads connections.
 
     Raises:
@@ -67,14 +72,45 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         listener.close()
         cure = "stop what uses it, or choose" if error.errno == errno.EADDRINUSE else "choose"
         raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror}; {cure} another with --host and --port"
+            f"cannot listen on {host} port {port}: {error.strerror}; {cure} another with --host and {flag}"
         ) from error
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+@contextmanager
+def reserved(host: str, port: int, *, flag: str = "--port") -> Iterator[Address]:
+    """Hold a port for servers that bind it themselves, and share it: it is bound, but nobody listens.
+
+    Raises:
+        StartError: the address is in use, or not ours.
+    """
+    if port:
+        # Two servers of one user may share a port without noticing: ask once without sharing.
+        bind(host, port, flag=flag).close()
+    with bind(host, port, shared=True, flag=flag) as reservation:
+        yield reservation.getsockname()[:2]
+
+
+@contextmanager
+def grpc_reserved(settings: Settings) -> Iterator[Address | None]:
+    """Hold the port of the gRPC API; None: it is switched off."""
+    if not settings.grpc:
+        yield None
+        return
+    with reserved(settings.host, settings.grpc_port, flag="--grpc-port") as address:
+        yield address
+
+
+def urls_of(settings: Settings, address: Address, grpc_address: Address | None) -> Sequence[str]:
+    """Say where the servers can be reached."""
+    tls = "s" if settings.tls_cert_file else ""
+    urls = [f"http{tls}://{_shown(address)}"]
+    return [*urls, f"grpc{tls}://{_shown(grpc_address)}"] if grpc_address else urls
+
+
+def _shown(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # -- the server -----------------------------------------------------------------------
@@ -147,11 +183,20 @@ class _Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; signals drain the coordinator, and stopping is its orderly end."""
+    """uvicorn's server and the gRPC server; signals drain the coordinator, and stopping is its orderly end."""
 
-    def __init__(self, config: uvicorn.Config, app: App, *, on_ready: Callable[[App], None], is_worker: bool) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: App,
+        grpc_server: GrpcServer | None,
+        *,
+        on_ready: Callable[[App], None],
+        is_worker: bool,
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._grpc = grpc_server
         self._on_ready = on_ready
         self._is_worker = is_worker
         self._loop = asyncio.get_running_loop()
@@ -163,14 +208,21 @@ class Server(uvicorn.Server):
         # the whole group); its supervisor has other means when it shall not wait.
         if not self.should_exit:
             self.should_exit = True
-            self._loop.call_soon_threadsafe(self._app.begin_drain)
+            self._loop.call_soon_threadsafe(self._begin_drain)
         elif not self._is_worker:
             self.force_exit = True
             self._loop.call_soon_threadsafe(self._stop_waiting)
 
+    def _begin_drain(self) -> None:
+        self._app.begin_drain()
+        if self._grpc is not None:
+            self._grpc.begin_drain()
+
     def _stop_waiting(self) -> None:
         if self._stopping is not None:
             self._stopping.cancel()
+        if self._grpc is not None:
+            self._grpc.stop_waiting()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -181,10 +233,17 @@ class Server(uvicorn.Server):
         if self.force_exit:
             self._stopping.cancel()
         # Meanwhile: submits that wait are answered as their transactions stop.
+        grpc_stopping = asyncio.create_task(self._stop_grpc())
         await super().shutdown(sockets)
         with suppress(asyncio.CancelledError):
             await self._stopping
+        await grpc_stopping
         await self._app.close()
+
+    async def _stop_grpc(self) -> None:
+        if self._grpc is not None:
+            grace_s = self.config.timeout_graceful_shutdown or 0
+            await self._grpc.stop(0.0 if self.force_exit else grace_s)
 
 
 @contextmanager
@@ -198,13 +257,14 @@ def _sentences(settings: Settings) -> Iterator[None]:
         raise StartError(str(error)) from error
 
 
-async def check_store(settings: Settings) -> None:
-    """Open the store once, and close it.
+async def check_start(settings: Settings) -> None:
+    """Read the certificates, open the store once, and close it.
 
     Raises:
-        StartError: it cannot be used.
+        StartError: one of them cannot be used.
     """
     with _sentences(settings):
+        load_tls(settings)
         store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=1)
         try:
             await store.open()
@@ -213,7 +273,12 @@ async def check_store(settings: Settings) -> None:
 
 
 async def serve(
-    settings: Settings, listener: socket.socket, *, on_ready: Callable[[App], None], is_worker: bool = False
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    grpc_address: Address | None,
+    on_ready: Callable[[App], None],
+    is_worker: bool = False,
 ) -> int:
     """Serve until a signal ends it; return the exit code.
 
@@ -221,8 +286,15 @@ async def serve(
         StartError: it could not start.
     """
     with _sentences(settings):
+        tls = load_tls(settings)
         app = build(settings)
         await app.start()
+        try:
+            grpc_server = await _start_grpc(settings, app, grpc_address, tls) if grpc_address else None
+        except BaseException:
+            await app.stop_engine()
+            await app.close()
+            raise
     config = uvicorn.Config(
         app.asgi,
         http=_Protocol,
@@ -236,10 +308,22 @@ async def serve(
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + 1,
     )
-    server = Server(config, app, on_ready=on_ready, is_worker=is_worker)
+    config.load()
+    config.ssl = tls.context if tls else None
+    server = Server(config, app, grpc_server, on_ready=on_ready, is_worker=is_worker)
     _spare_the_collector()
     await server.serve(sockets=[listener])
     return EXIT_NOT_STARTED if server.force_exit else EXIT_OK
+
+
+async def _start_grpc(settings: Settings, app: App, address: Address, tls: Tls | None) -> GrpcServer:
+    # A call that waits belongs to a live transaction; as many again may ask for something else.
+    server = GrpcServer(app.service, max_body_bytes=settings.max_body_bytes, max_rpcs=2 * settings.max_live)
+    try:
+        await server.start(address, tls.credentials if tls else None)
+    except OSError as error:
+        raise StartError(str(error)) from error
+    return server
 
 
 def _spare_the_collector() -> None:
@@ -251,10 +335,15 @@ def _spare_the_collector() -> None:
 
 
 def run(
-    settings: Settings, listener: socket.socket, *, on_ready: Callable[[App], None], is_worker: bool = False
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    grpc_address: Address | None,
+    on_ready: Callable[[App], None],
+    is_worker: bool = False,
 ) -> int:
     """`serve` in an event loop of its own."""
     listener.listen(BACKLOG)
     listener.setblocking(False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, listener, on_ready=on_ready, is_worker=is_worker))
+        return runner.run(serve(settings, listener, grpc_address=grpc_address, on_ready=on_ready, is_worker=is_worker))

@@ -27,7 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from txcoord.protocol import DEFAULT_HTTP_PORT
+from txcoord.protocol import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT
 
 ENV_PREFIX: Final = "TXCOORD_"
 CONFIG_VARIABLE: Final = "TXCOORD_CONFIG"
@@ -71,8 +71,12 @@ class Settings(BaseSettings):
 
     host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all (there is no authentication).")
     port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65535, description="Port to listen on; 0 for a free one.")
+    grpc: bool = Field(True, description="Whether the gRPC API is served too.")
+    grpc_port: int = Field(
+        DEFAULT_GRPC_PORT, ge=0, le=65535, description="Port of the gRPC API, on the same host; 0 for a free one."
+    )
     workers: int = Field(
-        1, ge=1, le=64, description="Processes that share the port, each a node; more than 1 needs a server database."
+        1, ge=1, le=64, description="Processes that share the ports, each a node; more than 1 needs a server database."
     )
     store: StoreUrl = Field(
         "sqlite:///txcoord.db",
@@ -160,6 +164,14 @@ class Settings(BaseSettings):
         description="TOML file on TLS towards single participants: authorities, our certificate, gRPC (operating.md).",
     )
 
+    tls_cert_file: str = Field(
+        "", description="PEM file of the server's own certificate and its chain; with it both ports speak TLS only."
+    )
+    tls_key_file: str = Field("", description="PEM file of that certificate's private key, not encrypted.")
+    tls_client_ca_file: str = Field(
+        "", description="PEM file of the authorities of clients' certificates; with it a client must show one."
+    )
+
     keep_alive_s: int = Field(
         75, ge=1, le=3600, description="How long a client's connection is kept open with nothing to do."
     )
@@ -170,6 +182,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file belong together: set both, or neither")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("tls_client_ca_file is set without tls_cert_file: clients show certificates over TLS only")
         embedded = self.store.partition(":")[0]
         if self.workers > 1 and embedded in ("sqlite", "memory"):
             raise ValueError(
@@ -324,6 +340,9 @@ _TEXTS: Final = {
     "host": "a host name or address",
     "store": "a URL",
     "tls_ca_file": "a path",
+    "tls_cert_file": "a path",
+    "tls_key_file": "a path",
+    "tls_client_ca_file": "a path",
     "participant_tls_file": "a path",
 }
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -25,7 +25,18 @@ from typing import Final
 
 from txcoord import metrics
 from txcoord.logs import configure, get_logger
-from txcoord.server import EXIT_NOT_STARTED, EXIT_OK, StartError, bind, check_store, run
+from txcoord.server import (
+    EXIT_NOT_STARTED,
+    EXIT_OK,
+    Address,
+    StartError,
+    bind,
+    check_start,
+    grpc_reserved,
+    reserved,
+    run,
+    urls_of,
+)
 from txcoord.settings import Settings, resolved_log_format
 
 log = get_logger()
@@ -62,7 +73,7 @@ class _Worker:
 class Supervisor:
     """Starts the workers, replaces the dead, ends them all. Runs in the main thread."""
 
-    def __init__(self, settings: Settings, *, on_ready: Callable[[str, list[int]], None]) -> None:
+    def __init__(self, settings: Settings, *, on_ready: Callable[[Sequence[str], list[int]], None]) -> None:
         self._settings = settings
         self._on_ready = on_ready
         self._signals = 0
@@ -72,21 +83,21 @@ class Supervisor:
         """Serve until a signal ends it; return the exit code.
 
         Raises:
-            StartError: the address cannot be had, or the store cannot be used.
+            StartError: the address cannot be had, or the store or a certificate cannot be used.
         """
         settings = self._settings
         # Once, here, rather than a sentence from each worker.
-        asyncio.run(check_store(settings))
-        # Two servers of one user may share a port without noticing: ask once without sharing.
-        with bind(settings.host, settings.port) as probe:
-            host, port = probe.getsockname()[:2]
-        # Bound, but not listening: the port stays ours, also while no worker is alive.
-        with bind(host, port, shared=True) as reservation, tempfile.TemporaryDirectory(prefix="txcoord-") as folder:
+        asyncio.run(check_start(settings))
+        # The ports stay ours, also while no worker is alive.
+        with (
+            reserved(settings.host, settings.port) as address,
+            grpc_reserved(settings) as grpc_address,
+            tempfile.TemporaryDirectory(prefix="txcoord-") as folder,
+        ):
             os.environ[metrics.MULTIPROCESS_DIR] = folder
-            address = reservation.getsockname()[:2]
-            return self._supervise(address)
+            return self._supervise(address, grpc_address)
 
-    def _supervise(self, address: tuple[str, int]) -> int:
+    def _supervise(self, address: Address, grpc_address: Address | None) -> int:
         waking, waker = socket.socketpair()
         with waking, waker:
             waking.setblocking(False)
@@ -94,23 +105,25 @@ class Supervisor:
             signal.set_wakeup_fd(waker.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._note_signal)
-            workers = [_Worker(lambda: self._spawn(address)) for _ in range(self._settings.workers)]
+            workers = [_Worker(lambda: self._spawn(address, grpc_address)) for _ in range(self._settings.workers)]
             try:
-                return self._watch(workers, address, waking)
+                return self._watch(workers, urls_of(self._settings, address, grpc_address), waking)
             finally:
                 signal.set_wakeup_fd(-1)
 
     def _note_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
-    def _spawn(self, address: tuple[str, int]) -> tuple[BaseProcess, Connection]:
+    def _spawn(self, address: Address, grpc_address: Address | None) -> tuple[BaseProcess, Connection]:
         receiving, sending = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(self._settings, address, sending), daemon=False)
+        process = self._context.Process(
+            target=_work, args=(self._settings, address, grpc_address, sending), daemon=False
+        )
         process.start()
         sending.close()
         return process, receiving
 
-    def _watch(self, workers: list[_Worker], address: tuple[str, int], waking: socket.socket) -> int:
+    def _watch(self, workers: list[_Worker], urls: Sequence[str], waking: socket.socket) -> int:
         announced = False
         while not self._signals:
             _wait_for_something(workers, waking)
@@ -130,7 +143,7 @@ class Supervisor:
             node_ids = [worker.node_id for worker in workers if worker.node_id is not None]
             if not announced and len(node_ids) == len(workers):
                 announced = True
-                self._on_ready(f"http://{address[0]}:{address[1]}", node_ids)
+                self._on_ready(urls, node_ids)
         return self._end(workers)
 
     def _end(self, workers: list[_Worker]) -> int:
@@ -165,14 +178,20 @@ def _receive_node_id(worker: _Worker) -> None:
             worker.pipe.close()
 
 
-def _work(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
+def _work(settings: Settings, address: Address, grpc_address: Address | None, pipe: Connection) -> None:
     """The whole life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the supervisor says when to end
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     configure(level=settings.log_level, log_format=resolved_log_format(settings))
     try:
         listener = bind(*address, shared=True)
-        code = run(settings, listener, on_ready=lambda app: pipe.send(app.engine.node_id), is_worker=True)
+        code = run(
+            settings,
+            listener,
+            grpc_address=grpc_address,
+            on_ready=lambda app: pipe.send(app.engine.node_id),
+            is_worker=True,
+        )
     except StartError as error:
         print(f"txcoord: {error}", file=sys.stderr)  # noqa: T201 - there is no other way to say it
         code = EXIT_NOT_STARTED

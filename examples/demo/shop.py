@@ -83,7 +83,7 @@ class Shop:
         match name:
             case "coordinator":
                 store = f"sqlite:///{self.folder / 'coordinator.db'}"
-                return ["txcoord", "serve", *listen, f"--store={store}", "--log-format=json"]
+                return ["txcoord", "serve", *listen, "--grpc-port=0", f"--store={store}", "--log-format=json"]
             case "order":
                 return ["examples.order", *listen, f"--database=sqlite:///{self.database('order')}"]
             case "storage":

@@ -44,6 +44,8 @@ class Process:
         self._env = {**_clean_environment(), **(env or {})}
         self._probe = probe
         self.port = port
+        self.grpc_port: int | None = None
+        """Of a coordinator: where its gRPC API is."""
         self.log = log
         self.url = f"http://127.0.0.1:{port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -95,14 +97,16 @@ def coordinator(
     store: str, folder: Path, *, port: int | None = None, name: str = "coordinator", **settings: str
 ) -> Process:
     """A coordinator on this store; on a server its schema has to be there."""
-    port = port or free_port()
-    return Process(
-        ["txcoord.cli", "serve", "--port", str(port), "--store", store],
+    port, grpc_port = port or free_port(), free_port()
+    process = Process(
+        ["txcoord.cli", "serve", "--port", str(port), "--grpc-port", str(grpc_port), "--store", store],
         port=port,
         log=folder / f"{name}.log",
         probe="/readyz",
         env={**QUICK, **settings},
     )
+    process.grpc_port = grpc_port
+    return process
 
 
 def upgrade(store: str) -> None:

@@ -41,7 +41,7 @@ class Serving:
 
     def __init__(self, *arguments: str | Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "txcoord", "serve", "--port", "0", *map(str, arguments)],
+            [sys.executable, "-m", "txcoord", "serve", "--port", "0", "--grpc-port", "0", *map(str, arguments)],
             cwd=ROOT,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
@@ -50,7 +50,7 @@ class Serving:
         )
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
-        found = re.search(r"ready on (http://\S+),", self.said)
+        found = re.search(r"ready on (http://[^,]+),", self.said)
         if found is None:
             raise AssertionError(f"not ready: {self.said} {self.process.communicate(timeout=10)}")
         self.url = found[1]
@@ -175,7 +175,7 @@ def test_a_port_in_use_ends_the_start_with_1() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("store", ["mysql://root:secret@127.0.0.1:1/db", "postgresql://root:secret@127.0.0.1:1/db"])
 def test_a_store_that_is_away_ends_the_start_with_1(store: str, workers: str) -> None:
-    done = txcoord("serve", "--port", "0", "--store", store, "--workers", workers)
+    done = txcoord("serve", "--port", "0", "--grpc-port", "0", "--store", store, "--workers", workers)
 
     assert done.returncode == 1
     sentence = only_sentence(done)
@@ -199,7 +199,7 @@ def test_a_store_in_memory_has_no_tables_to_make() -> None:
 
 
 def test_a_database_without_tables_names_the_command(database: str) -> None:
-    done = txcoord("serve", "--port", "0", "--store", database)
+    done = txcoord("serve", "--port", "0", "--grpc-port", "0", "--store", database)
 
     assert done.returncode == 1
     assert "txcoord db upgrade" in only_sentence(done)
@@ -218,7 +218,8 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_server_in_order(serving: Serving, number: int) -> None:
     assert re.fullmatch(
-        rf"txcoord {__version__} ready on http://127\.0\.0\.1:\d+, store sqlite:///\S+, node \d+\n", serving.said
+        rf"txcoord {__version__} ready on http://127\.0\.0\.1:\d+, grpc://127\.0\.0\.1:\d+, store sqlite:///\S+, node \d+\n",
+        serving.said,
     )
 
     serving.signal(number)

@@ -109,9 +109,12 @@ def options_view(options: Options) -> JsonObject:
 
 
 def branch_views(tx: GlobalTransaction) -> list[JsonObject]:
+    return [_branch_view(tx, number, branch) for number, branch in enumerate(shown_branches(tx), start=1)]
+
+
+def shown_branches(tx: GlobalTransaction) -> list[BranchOp]:
     # The question to the initiator is no row of DTM's; it is shown with the transaction.
-    rows = [branch for branch in tx.branches if branch.op not in _QUESTIONS]
-    return [_branch_view(tx, number, branch) for number, branch in enumerate(rows, start=1)]
+    return [branch for branch in tx.branches if branch.op not in _QUESTIONS]
 
 
 _QUESTIONS: Final = {Op.MSG: "check_back", Op.RESUME: "resume"}

@@ -59,6 +59,7 @@ class _PlainBody(Struct, forbid_unknown_fields=True, gc=False):
 
 
 _plain_decoder = msgspec.json.Decoder(_PlainBody)
+_plain_steps_decoder = msgspec.json.Decoder(tuple[dict[str, str], ...])
 _any_decoder = msgspec.json.Decoder()
 
 
@@ -128,6 +129,21 @@ def decode_branch(body: bytes, *, what: str = _BODY) -> BranchRegistration:
     )
 
 
+def decode_steps(text: str) -> tuple[dict[str, str], ...]:
+    """Read the steps of a gRPC message, which stand in it as JSON text; "" and "null" are none.
+
+    Raises:
+        InvalidRequestError: they are no list of objects whose values are strings.
+    """
+    if not text:
+        return ()
+    try:
+        return _plain_steps_decoder.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        value = _decode_any(text, "Steps")
+        return () if value is None else tuple(_read_steps("Steps", value))
+
+
 # -- field by field -------------------------------------------------------------------
 
 
@@ -144,19 +160,23 @@ def _read_by_field(body: bytes, what: str) -> TransRequest:
 def _decode_object(body: bytes, what: str) -> Mapping[str, Any]:
     if not body.strip():
         raise InvalidRequestError(f"{what} is empty; send a JSON object")
+    value = _decode_any(body, what)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{what} must be a JSON object, not {_kind(value)}")
+    return value
+
+
+def _decode_any(body: bytes | str, what: str) -> Any:
     try:
-        value = _any_decoder.decode(body)
+        return _any_decoder.decode(body)
     except RecursionError:
         raise InvalidRequestError(f"{what} is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{what} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except msgspec.MsgspecError as error:
         raise InvalidRequestError(f"{what} is not JSON that can be read: {error}") from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{what} must be a JSON object, not {_kind(value)}")
-    return value
 
 
 def _kind(value: object) -> str:
