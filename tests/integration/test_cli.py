@@ -218,7 +218,8 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_server_in_order(serving: Serving, number: int) -> None:
     assert re.fullmatch(
-        rf"txcoord {__version__} ready on http://127\.0\.0\.1:\d+, grpc://127\.0\.0\.1:\d+, store sqlite:///\S+, node \d+\n",
+        rf"txcoord {__version__} ready on http://127\.0\.0\.1:\d+, grpc://127\.0\.0\.1:\d+,"
+        r" store sqlite:///\S+, node \d+\n",
         serving.said,
     )
 
