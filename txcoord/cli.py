@@ -201,29 +201,30 @@ def show_settings(
 @db.command()
 def upgrade(config: Config = None, store: Store = None) -> None:
     """Make the tables, or bring them to this version. Safe while coordinators run."""
-    from txcoord.store.migrations import HEAD
+    from txcoord.store.url import current as current_schema
     from txcoord.store.url import upgrade as upgrade_schema
 
     settings = _load_for_tables(store, config)
     with _sentences(settings):
         upgrade_schema(settings.store)
-    typer.echo(f"store {settings.shown_store()}: the schema is at version {HEAD}")
+        found = current_schema(settings.store)
+    typer.echo(f"store {settings.shown_store()}: the schema is at version {found}")
 
 
 @db.command()
 def current(config: Config = None, store: Store = None) -> None:
     """Say what version the tables have, and which one this program needs.
 
-    Ends with 1 if they are not the same.
+    Ends with 1 if this program does not run on them.
     """
-    from txcoord.store.migrations import HEAD
+    from txcoord.store.migrations import HEAD, runs_on
     from txcoord.store.url import current as current_schema
 
     settings = _load_for_tables(store, config)
     with _sentences(settings):
         found = current_schema(settings.store)
     state = f"the schema is at version {found}" if found else "there is no schema"
-    if found == HEAD:
+    if found and runs_on(found):
         typer.echo(f"store {settings.shown_store()}: {state}, as this program needs it")
     else:
         _fail(f"store {settings.shown_store()}: {state}, this program needs {HEAD}: run txcoord db upgrade", 1)

@@ -25,6 +25,22 @@ class TransactionNotFoundError(TxcoordError):
         self.gid = gid
 
 
+class TopicNotFoundError(TxcoordError):
+    """There is no such topic, or it has no such subscriber; the sentence says which."""
+
+
+class SubscribedAlreadyError(TxcoordError):
+    """The topic has this subscriber."""
+
+    def __init__(self, topic: str, *, url: str) -> None:
+        super().__init__(f"this url exists: the topic {topic} has the subscriber {url}")
+        self.topic, self.url = topic, url
+
+
+class TopicBusyError(TxcoordError):
+    """Others changed the topic each time this was tried; nothing was changed; try the same again."""
+
+
 class StatusConflictError(TxcoordError):
     """The transaction exists, but its status does not allow what was asked."""
 

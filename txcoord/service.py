@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from random import Random, SystemRandom
+from types import MappingProxyType
+
+import msgspec
 
 from txcoord.engine.clock import Clock, SystemClock
 from txcoord.engine.engine import Engine
@@ -17,16 +21,20 @@ from txcoord.errors import (
 from txcoord.gid import make_gid
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
-from txcoord.msg.request import build_msg
+from txcoord.msg.request import Topics, build_msg
 from txcoord.msg.request import submitted as submitted_msg
+from txcoord.msg.topics import topics_of
 from txcoord.patterns import aborted, registered
 from txcoord.request import REASON_LENGTH, BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
 from txcoord.saga.request import build_saga
 from txcoord.store.base import ListQuery, Store, Stored
+from txcoord.topic_service import TopicService
 from txcoord.two_phase.request import build_two_phase, submitted
 from txcoord.workflow.request import build_workflow, ended
 
 log = get_logger()
+
+_NO_TOPICS: Topics = MappingProxyType({})
 
 FORCE_STOPPED = "stopped by an operator (forceStop); nothing was compensated"
 
@@ -61,6 +69,7 @@ class Service:
         self._retry_interval_s = retry_interval_s
         self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
+        self.topics = TopicService(store=store, limits=limits, clock=self._clock, random=self._random)
 
     def new_gid(self) -> str:
         """Make a gid: 22 characters, unique, ordered by time (which keeps indexes compact)."""
@@ -119,18 +128,30 @@ class Service:
             return result or await self._engine.change(gid, forward, wait=request.wait_result)
 
     async def _submit_msg(self, request: TransRequest) -> SubmitResult:
-        unprepared = self._build(request, Status.SUBMITTED)
-
-        def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
-            _check_pattern(tx, request.trans_type)
-            return submitted_msg(tx, unprepared, now_us=now_us)
-
+        topics = _topics_named(request)
+        try:
+            unprepared = self._build(request, Status.SUBMITTED, await self.topics.resolve(topics))
+        except InvalidRequestError:
+            if not topics:
+                raise
+            # A message that was prepared has its receivers, whatever has become of the topics since.
+            with suppress(TransactionNotFoundError):
+                wish = self._build(msgspec.structs.replace(request, steps=(), payloads=()), Status.SUBMITTED)
+                return await self._forward_msg(wish)
+            raise
         # Creating costs less than looking whether it was prepared, and says so.
         if self._engine.find_live(unprepared.gid) is None:
             result = await self._engine.create(unprepared, wait=request.wait_result)
             if result is not None:
                 return result
-        return await self._engine.change(unprepared.gid, forward, wait=request.wait_result)
+        return await self._forward_msg(unprepared)
+
+    async def _forward_msg(self, wish: GlobalTransaction) -> SubmitResult:
+        def forward(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
+            _check_pattern(tx, Pattern.MSG)
+            return submitted_msg(tx, wish, now_us=now_us)
+
+        return await self._engine.change(wish.gid, forward, wait=wish.options.wait_result)
 
     async def _end_workflow(self, request: TransRequest) -> SubmitResult:
         def end(tx: GlobalTransaction, now_us: int) -> GlobalTransaction:
@@ -139,12 +160,17 @@ class Service:
 
         return await self._engine.change(check_gid(request.gid), end)
 
-    def _build(self, request: TransRequest, status: Status) -> GlobalTransaction:
+    def _build(self, request: TransRequest, status: Status, topics: Topics = _NO_TOPICS) -> GlobalTransaction:
         now_us = self._clock.now_us()
         match _pattern(request.trans_type):
             case Pattern.MSG:
                 return build_msg(
-                    request, self._limits, now_us=now_us, status=status, default_timeout_s=self._default_timeout_s
+                    request,
+                    self._limits,
+                    now_us=now_us,
+                    status=status,
+                    default_timeout_s=self._default_timeout_s,
+                    topics=topics,
                 )
             case (Pattern.TCC | Pattern.XA) as pattern:
                 return build_two_phase(
@@ -199,7 +225,16 @@ class Service:
 
     async def _open(self, request: TransRequest) -> GlobalTransaction:
         """Create a transaction to be submitted later, or return the one that has its gid already."""
-        tx = self._build(request, Status.PREPARED)
+        topics = _topics_named(request)
+        try:
+            tx = self._build(request, Status.PREPARED, await self.topics.resolve(topics))
+        except InvalidRequestError:
+            # Prepared before, it is the same, whatever has become of its topics since.
+            before = await self.query(check_gid(request.gid)) if topics else None
+            if before is None:
+                raise
+            _check_pattern(before.tx, request.trans_type)
+            return before.tx
         live = self._engine.find_live(tx.gid)
         if live is not None:
             await self._engine.wait_until_created(live)
@@ -327,6 +362,10 @@ def _pattern(trans_type: str) -> Pattern:
         raise InvalidRequestError(
             f"trans_type {trans_type[:40]!r} is not known: use one of {', '.join(Pattern)}"
         ) from None
+
+
+def _topics_named(request: TransRequest) -> Sequence[str]:
+    return topics_of(request.steps) if request.trans_type == Pattern.MSG else ()
 
 
 def _check_pattern(tx: GlobalTransaction, trans_type: str) -> None:

@@ -210,7 +210,7 @@ async def test_topic_not_found(dtm: Dtm) -> None:
     for path in ("prepare", "submit"):
         answer = await dtm.post(path, steps=[{"action": "topic://news"}], payloads=["{}"])
         assert answer.status_code == 400
-        assert "topics are not offered by this version" in answer.json()["message"]
+        assert "topic not found" in answer.json()["message"]
     assert (await dtm.query())["transaction"] is None
 
 

@@ -14,7 +14,17 @@ from tests.sagas import NOON_US, make_saga
 from tests.store.databases import connected, run_sql, wait_until_somebody_waits_for_a_lock
 from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
-from txcoord.store.base import UNREADABLE_US, Applied, Create, ListQuery, Save, Store, Stored
+from txcoord.store.base import (
+    UNREADABLE_US,
+    Applied,
+    Create,
+    KeyValue,
+    KvQuery,
+    ListQuery,
+    Save,
+    Store,
+    Stored,
+)
 from txcoord.store.sql import tables
 from txcoord.store.url import open_store
 
@@ -1279,3 +1289,123 @@ async def test_everything_outlives_the_process(store: Store, store_url: str) -> 
 
     assert (await found(again, "rich")).tx == RICH
     await again.close()
+
+
+# -- documents that all coordinators share -------------------------------------------
+
+
+async def made(store: Store, key: str, value: str = "[]", *, category: str = "topics") -> KeyValue:
+    document = await store.put_kv(category, key, value, replaces=None, now_us=NOON_US)
+    assert document is not None
+    return document
+
+
+async def keys_listed(store: Store, **filters: object) -> Sequence[str]:
+    listed = await store.list_kv(KvQuery(**{"limit": 100, **filters}))  # type: ignore[arg-type]
+    return [document.key for document in listed]
+
+
+async def test_a_document_is_found_as_it_was_made(store: Store, second_store: Store) -> None:
+    value = '[{"url":"http://p/\'a\\\\b","remark":"ü 😀 %s"}]'
+
+    document = await made(store, "news", value)
+
+    assert [document] == await second_store.find_kv("topics", ["news"])
+    assert document == KeyValue(
+        id=document.id,
+        category="topics",
+        key="news",
+        value=value,
+        version=1,
+        created_us=NOON_US,
+        updated_us=NOON_US,
+    )
+
+
+async def test_documents_are_found_by_their_very_keys(store: Store) -> None:
+    await made(store, "news")
+    await made(store, "NEWS")
+    await made(store, "news", category="other")
+
+    found = await store.find_kv("topics", ["news", "NEWS", "news", "Né", "news ", "no\0ne", "\ud800"])
+
+    assert sorted(document.key for document in found) == ["NEWS", "news"]
+    assert not await store.find_kv("topics", [])
+    assert not await store.find_kv("nothing", ["news"])
+    assert not await store.find_kv("top\0ics", ["news"])
+
+
+async def test_a_document_is_made_once(store: Store, second_store: Store) -> None:
+    first = await made(store, "news", "1")
+
+    assert await second_store.put_kv("topics", "news", "2", replaces=None, now_us=LATER_US) is None
+    assert await store.find_kv("topics", ["news"]) == [first]
+
+
+async def test_a_change_replaces_what_it_was_made_from(store: Store) -> None:
+    first = await made(store, "news", "1")
+
+    second = await store.put_kv("topics", "news", "2", replaces=first, now_us=LATER_US)
+
+    assert second is not None
+    assert (second.id, second.value, second.version) == (first.id, "2", 2)
+    assert (second.created_us, second.updated_us) == (NOON_US, LATER_US)
+    assert await store.find_kv("topics", ["news"]) == [second]
+
+
+async def test_a_change_made_from_what_is_not_there_any_more_is_lost(store: Store, second_store: Store) -> None:
+    first = await made(store, "news", "1")
+    second = await store.put_kv("topics", "news", "2", replaces=first, now_us=LATER_US)
+
+    assert await second_store.put_kv("topics", "news", "mine", replaces=first, now_us=LATER_US) is None
+    assert await store.find_kv("topics", ["news"]) == [second]
+
+
+async def test_a_document_made_anew_is_not_taken_for_the_deleted_one(store: Store) -> None:
+    first = await made(store, "news", "1")
+    assert await store.delete_kv("topics", "news")
+    assert await store.put_kv("topics", "news", "mine", replaces=first, now_us=LATER_US) is None
+    anew = await made(store, "news", "1")
+
+    assert anew.version == first.version
+    assert await store.put_kv("topics", "news", "mine", replaces=first, now_us=LATER_US) is None
+    assert await store.find_kv("topics", ["news"]) == [anew]
+
+
+async def test_deleting_says_whether_there_was_something(store: Store) -> None:
+    await made(store, "news")
+    await made(store, "weather")
+
+    assert await store.delete_kv("topics", "news")
+    assert not await store.delete_kv("topics", "news")
+    assert not await store.delete_kv("other", "weather")
+    assert await keys_listed(store) == ["weather"]
+
+
+async def test_of_changes_made_at_once_one_takes_effect_per_version(store: Store, second_store: Store) -> None:
+    async def change(on: Store, number: int) -> bool:
+        [*found] = await on.find_kv("topics", ["news"])
+        before = found[0] if found else None
+        value = f"{before.value if before else ''}{number},"
+        return await on.put_kv("topics", "news", value, replaces=before, now_us=NOON_US) is not None
+
+    took_effect = await asyncio.gather(*(change((store, second_store)[number % 2], number) for number in range(10)))
+
+    [document] = await store.find_kv("topics", ["news"])
+    winners = [str(number) for number, took in enumerate(took_effect) if took]
+    assert winners
+    assert document.version == len(winners)
+    assert sorted(document.value.removesuffix(",").split(",")) == winners
+
+
+async def test_documents_are_listed_newest_first_page_by_page(store: Store) -> None:
+    for key in ("a", "b", "c"):
+        await made(store, key)
+    await made(store, "d", category="other")
+
+    assert await keys_listed(store) == ["d", "c", "b", "a"]
+    assert await keys_listed(store, category="topics") == ["c", "b", "a"]
+    assert await keys_listed(store, category="nothing\0") == []
+    [first] = await store.list_kv(KvQuery(limit=1, category="topics"))
+    assert await keys_listed(store, category="topics", before_id=first.id, limit=1) == ["b"]
+    assert await keys_listed(store, category="topics", before_id=first.id) == ["b", "a"]

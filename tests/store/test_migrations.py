@@ -8,7 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 import txcoord.store.migrations as migrations
 from tests.store.databases import connected, run_sql
@@ -24,7 +24,7 @@ async def empty_url(kind: str, request: pytest.FixtureRequest) -> str:
     """The URL of a database without tables."""
     url: str = request.getfixturevalue(f"{kind}_url")
     if kind != "sqlite":
-        tables = ("global_transaction", "node", migrations.VERSION_TABLE)
+        tables = ("global_transaction", "node", "kv", migrations.VERSION_TABLE)
         await run_sql(url, *(f"DROP TABLE IF EXISTS {table}" for table in tables))
     return url
 
@@ -45,10 +45,55 @@ async def test_a_server_without_tables_is_refused_with_the_command_that_makes_th
 @pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
 async def test_a_server_of_another_version_is_refused_with_the_command_that_mends_it(empty_url: str) -> None:
     await asyncio.to_thread(upgrade, empty_url)
-    await run_sql(empty_url, f"UPDATE {migrations.VERSION_TABLE} SET version_num = '0000'")  # noqa: S608  (ours)
+    await _set_version(empty_url, "0000")
 
     with pytest.raises(SchemaError, match=r"has schema version 0000, not .*: run `txcoord db upgrade`"):
         await open_store(empty_url).open()
+
+
+@pytest.mark.parametrize("kind", SQL, indirect=True)
+async def test_a_program_runs_on_a_later_step_of_its_generation(empty_url: str) -> None:
+    await asyncio.to_thread(upgrade, empty_url)
+    later = f"{migrations.HEAD[:2]}99"
+    await _set_version(empty_url, later)
+
+    store = open_store(empty_url)
+    await store.open()
+    await store.close()
+    await asyncio.to_thread(upgrade, empty_url)
+
+    assert await asyncio.to_thread(current, empty_url) == later
+
+
+@pytest.mark.parametrize("kind", SQL, indirect=True)
+async def test_a_schema_of_a_later_generation_is_left_alone_and_refused(empty_url: str) -> None:
+    await asyncio.to_thread(upgrade, empty_url)
+    await _set_version(empty_url, "9901")
+
+    with pytest.raises(SchemaError, match=r"has schema version 9901, this program knows .*: install a newer one"):
+        await open_store(empty_url).open()
+    with pytest.raises(SchemaError, match="9901"):
+        await asyncio.to_thread(upgrade, empty_url)
+
+    assert await asyncio.to_thread(current, empty_url) == "9901"
+
+
+@pytest.mark.parametrize("kind", SQL, indirect=True)
+async def test_what_an_older_step_holds_is_there_after_the_upgrade(empty_url: str) -> None:
+    await asyncio.to_thread(upgrade, empty_url)
+    await run_sql(empty_url, "DROP TABLE kv", "INSERT INTO node (name, expires_us) VALUES ('old', 9000000000000000000)")
+    await _set_version(empty_url, "0001")
+
+    await asyncio.to_thread(upgrade, empty_url)
+
+    assert await asyncio.to_thread(current, empty_url) == migrations.HEAD
+    async with connected(empty_url) as connection:
+        assert (await connection.execute(text("SELECT name FROM node"))).scalars().all() == ["old"]
+        assert (await connection.execute(text("SELECT v FROM kv"))).all() == []
+
+
+async def _set_version(url: str, version: str) -> None:
+    await run_sql(url, f"UPDATE {migrations.VERSION_TABLE} SET version_num = '{version}'")  # noqa: S608  (ours)
 
 
 @pytest.mark.parametrize("kind", SQL, indirect=True)

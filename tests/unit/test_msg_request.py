@@ -70,7 +70,7 @@ def test_how_to_deliver(custom_data: str, expected: Options) -> None:
     ("fields", "sentence"),
     [
         ({"gid": ""}, "gid is empty"),
-        ({"steps": ({"action": "topic://news"},)}, "topics are not offered by this version"),
+        ({"steps": ({"action": "topic://news"},)}, "topic not found: 'news'"),
         ({"steps": ({"action": "ftp://x"},)}, "the action URL of step 0"),
         ({"query_prepared": "nonsense"}, "query_prepared"),
         ({"payloads": ()}, "payloads has 0 entries for 2 steps"),

@@ -35,3 +35,15 @@ class Operations:
         except TransactionNotFoundError:
             return replies.no_prepared(branch.gid)
         return replies.SUCCESS
+
+    async def subscribe(self, topic: str, url: str, remark: str) -> Reply:
+        await self._service.topics.subscribe(topic, url, remark)
+        return replies.SUCCESS
+
+    async def unsubscribe(self, topic: str, url: str) -> Reply:
+        await self._service.topics.unsubscribe(topic, url)
+        return replies.SUCCESS
+
+    async def delete_topic(self, topic: str) -> Reply:
+        await self._service.topics.delete(topic)
+        return replies.SUCCESS

@@ -21,6 +21,9 @@ from txcoord.errors import (
     SchemaError,
     StatusConflictError,
     StoreUnavailableError,
+    SubscribedAlreadyError,
+    TopicBusyError,
+    TopicNotFoundError,
     TransactionNotFoundError,
 )
 from txcoord.logs import get_logger
@@ -124,6 +127,10 @@ ERROR_ROWS: Final[Mapping[type, ErrorRow]] = {
     RequestTooLargeError: ErrorRow(413, JSON_RPC_INTERNAL_ERROR, GrpcStatus.RESOURCE_EXHAUSTED),
     TransactionNotFoundError: ErrorRow(404, JSON_RPC_INTERNAL_ERROR, GrpcStatus.NOT_FOUND),
     StatusConflictError: ErrorRow(STATUS_FAILURE, JSON_RPC_FAILURE, GrpcStatus.ABORTED),
+    # DTM answers 500 to these three. What repeating does not mend is a failure, the rest is worth another try.
+    TopicNotFoundError: ErrorRow(404, JSON_RPC_INTERNAL_ERROR, GrpcStatus.NOT_FOUND),
+    SubscribedAlreadyError: ErrorRow(STATUS_FAILURE, JSON_RPC_FAILURE, GrpcStatus.ABORTED),
+    TopicBusyError: _LATER,
     StoreUnavailableError: _LATER,
     OverloadedError: _LATER,
     # An operator has to act; for the client it is a server that is not ready.
@@ -152,6 +159,8 @@ def of_error(error: Exception) -> Reply | None:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, SubscribedAlreadyError):
+        return ending_in_failure(str(error))
     if not isinstance(error, StatusConflictError):
         return str(error)
     text = _CONFLICT_TEXTS.get(error.wanted)

@@ -7,12 +7,15 @@ it is to be, the same object if nothing changes, or raise what the caller is tol
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
-from txcoord.errors import InvalidRequestError, StatusConflictError
+from txcoord.errors import InvalidRequestError, RequestTooLargeError, StatusConflictError
 from txcoord.model import MICROSECONDS, BranchOp, GlobalTransaction, Op, OpStatus, Options, Pattern, Status
-from txcoord.protocol import CHECK_BACK_BRANCH, TOPIC_SCHEME, branch_id_of
+from txcoord.msg.topics import MAX_TOPIC_LENGTH, Subscriber, topic_of
+from txcoord.protocol import CHECK_BACK_BRANCH, branch_id_of
 from txcoord.request import (
     Limits,
     TransRequest,
@@ -25,21 +28,45 @@ from txcoord.request import (
     check_url,
 )
 
+FANNED_OUT_AT_MOST = 16
+"""Payloads are stored once for all subscribers of a topic, but shown with each: so many times `max_payload_bytes` is
+the most that those of one message may come to, counted with each subscriber."""
+
+Topics = Mapping[str, Sequence[Subscriber]]
+
 
 def build_msg(
-    request: TransRequest, limits: Limits, *, now_us: int, status: Status, default_timeout_s: float
+    request: TransRequest,
+    limits: Limits,
+    *,
+    now_us: int,
+    status: Status,
+    default_timeout_s: float,
+    topics: Topics = MappingProxyType({}),
 ) -> GlobalTransaction:
     """Return the message that a prepare asks for, or a submit without one before it.
+
+    Args:
+        topics: the subscribers of the topics that the actions name, as they are now; those that exist.
 
     Raises:
         InvalidRequestError, RequestTooLargeError: with a sentence that says what to change.
     """
     gid = check_gid(request.gid)
     protocol = check_protocol(request.protocol)
-    branches = [
-        _action(position, step.get(Op.ACTION.value, ""), payload, protocol, limits)
-        for position, (step, payload) in enumerate(zip(request.steps, check_payloads(request, limits), strict=True))
-    ]
+    branches = []
+    for position, (step, payload) in enumerate(zip(request.steps, check_payloads(request, limits), strict=True)):
+        url = step.get(Op.ACTION.value, "")
+        topic = topic_of(url)
+        if topic is None:
+            action = BranchOp(branch_id=branch_id_of(position), op=Op.ACTION, url=url, payload=payload)
+            branches.append(_checked(action, protocol, limits, position, where=f"the action URL of step {position}"))
+        else:
+            where = f"a subscriber of the topic {topic} (to a message whose protocol is {protocol})"
+            for action in _fanned_out(position, topic, topics.get(topic, ()), payload):
+                branches.append(_checked(action, protocol, limits, position, where=where))
+    if len(branches) > len(request.steps):
+        _check_fan_out(branches, limits)
     query_prepared = check_url(request.query_prepared, where="query_prepared", limits=limits, protocol=protocol)
     if query_prepared:
         branches.append(BranchOp(branch_id=CHECK_BACK_BRANCH, op=Op.MSG, url=query_prepared))
@@ -60,14 +87,34 @@ def build_msg(
     return msg if status is Status.PREPARED else _forward(msg, now_us).replace(status=status)
 
 
-def _action(position: int, url: str, payload: bytes, protocol: str, limits: Limits) -> BranchOp:
-    if url.startswith(TOPIC_SCHEME):
-        raise InvalidRequestError(
-            f"topics are not offered by this version: name an http(s) URL as the action of step {position}, not {url!r}"
+def _checked(action: BranchOp, protocol: str, limits: Limits, position: int, *, where: str) -> BranchOp:
+    check_url(action.url, where=where, limits=limits, protocol=protocol)
+    check_params(action.payload, url=action.url, protocol=protocol, where=f"the payload of step {position}")
+    return action
+
+
+def _fanned_out(position: int, topic: str, subscribers: Sequence[Subscriber], payload: bytes) -> Iterator[BranchOp]:
+    """One action for each subscriber, with one payload: the same object, and so stored once."""
+    if not subscribers:
+        raise InvalidRequestError(f"topic not found: {topic[:MAX_TOPIC_LENGTH]!r} has no subscribers")
+    step = branch_id_of(position)
+    for number, subscriber in enumerate(subscribers):
+        branch_id = step if len(subscribers) == 1 else f"{step}-{branch_id_of(number)}"
+        yield BranchOp(branch_id=branch_id, op=Op.ACTION, url=subscriber.url, payload=payload)
+
+
+def _check_fan_out(actions: Sequence[BranchOp], limits: Limits) -> None:
+    if len(actions) > limits.max_branches:
+        raise RequestTooLargeError(
+            f"{len(actions)} actions with the subscribers of all topics: at most {limits.max_branches} (max_branches)"
+            " are allowed"
         )
-    url = check_url(url, where=f"the action URL of step {position}", limits=limits, protocol=protocol)
-    check_params(payload, url=url, protocol=protocol, where=f"the payload of step {position}")
-    return BranchOp(branch_id=branch_id_of(position), op=Op.ACTION, url=url, payload=payload)
+    size, most = sum(len(action.payload) for action in actions), FANNED_OUT_AT_MOST * limits.max_payload_bytes
+    if size > most:
+        raise RequestTooLargeError(
+            f"payloads of {size} bytes, counted once for each subscriber: at most {most}"
+            f" ({FANNED_OUT_AT_MOST} times max_payload_bytes) are allowed"
+        )
 
 
 class _Delivery(msgspec.Struct, frozen=True):

@@ -101,6 +101,27 @@ class ListQuery(Struct, frozen=True, kw_only=True):
     created_to_us: int | None = None
 
 
+class KeyValue(Struct, frozen=True, kw_only=True):
+    """A small document that all coordinators on one database share, such as a topic."""
+
+    id: int
+    category: str
+    key: str
+    value: str
+    version: int
+    """1 when it is made, one more with each change."""
+    created_us: int
+    updated_us: int
+
+
+class KvQuery(Struct, frozen=True, kw_only=True):
+    """Which documents to list: newest (highest id) first, after `before_id`."""
+
+    limit: int
+    before_id: int | None = None
+    category: str | None = None
+
+
 class Store(Protocol):
     """One database. Every method is one database transaction unless it says otherwise.
 
@@ -259,3 +280,26 @@ class Store(Protocol):
         Returns:
             How many, `limit` at most.
         """
+
+    # -- documents that all coordinators share ---------------------------------------
+
+    async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
+        """Those of a category that have one of these keys, in no particular order."""
+
+    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
+        """Documents that match, newest first: `limit` of them, or all there are."""
+
+    async def put_kv(
+        self, category: str, key: str, value: str, *, replaces: KeyValue | None, now_us: int
+    ) -> KeyValue | None:
+        """Make a document, or put a new value in the place of the one that `replaces` is.
+
+        `id` and `version` of what is replaced are compared in the statement that writes: a change of somebody else is
+        never overwritten, and neither is what was made anew after it had been deleted.
+
+        Returns:
+            It as it is stored now; None: another one is there, or none any more, and nothing was written.
+        """
+
+    async def delete_kv(self, category: str, key: str) -> bool:
+        """Delete a document, whatever its version. False: there was none."""

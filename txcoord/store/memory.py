@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from txcoord.errors import LeaseLostError, StoreUnavailableError
 from txcoord.model import AT_ONCE, MICROSECONDS, BranchOp, GlobalTransaction, Status
-from txcoord.store.base import Applied, Change, Create, ListQuery, Owned, Save, Stored
+from txcoord.store.base import Applied, Change, Create, KeyValue, KvQuery, ListQuery, Owned, Save, Stored
 from txcoord.store.codec import clean_text
 
 PARKED = 0
@@ -57,6 +57,8 @@ class MemoryStore:
         self._leases: dict[int, int] = {}
         """Node id → end of its lease; a node that was fenced is gone from here."""
         self._last_node_id = 0
+        self._documents: dict[tuple[str, str], KeyValue] = {}
+        self._last_document_id = 0
         self._failures: list[tuple[str | None, FailWhen]] = []
         self.is_down = False
         """While set, every call raises `StoreUnavailableError` and does nothing."""
@@ -218,6 +220,46 @@ class MemoryStore:
 
         return self._run("make_far_due", work)
 
+    async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
+        def work() -> Sequence[KeyValue]:
+            return [found for key in set(keys) if (found := self._documents.get((category, key)))]
+
+        return self._run("find_kv", work)
+
+    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
+        def work() -> Sequence[KeyValue]:
+            found = [document for document in self._documents.values() if _is_listed(document, query)]
+            return sorted(found, key=lambda document: -document.id)[: query.limit]
+
+        return self._run("list_kv", work)
+
+    async def put_kv(
+        self, category: str, key: str, value: str, *, replaces: KeyValue | None, now_us: int
+    ) -> KeyValue | None:
+        def work() -> KeyValue | None:
+            before = self._documents.get((category, key))
+            if before != replaces:
+                return None
+            if before is None:
+                self._last_document_id += 1
+                before = KeyValue(
+                    id=self._last_document_id,
+                    category=category,
+                    key=key,
+                    value="",
+                    version=0,
+                    created_us=now_us,
+                    updated_us=now_us,
+                )
+            document = replace(before, value=value, version=before.version + 1, updated_us=now_us)
+            self._documents[category, key] = document
+            return document
+
+        return self._run("put_kv", work)
+
+    async def delete_kv(self, category: str, key: str) -> bool:
+        return self._run("delete_kv", lambda: self._documents.pop((category, key), None) is not None)
+
     # -- inside ----------------------------------------------------------------------
 
     def _run(self, method: str, work: Callable[[], T]) -> T:
@@ -334,4 +376,10 @@ def _matches(row: _Row, query: ListQuery) -> bool:
         and (query.pattern is None or row.tx.pattern is query.pattern)
         and (query.created_from_us is None or row.tx.created_us >= query.created_from_us)
         and (query.created_to_us is None or row.tx.created_us <= query.created_to_us)
+    )
+
+
+def _is_listed(document: KeyValue, query: KvQuery) -> bool:
+    return (query.before_id is None or document.id < query.before_id) and (
+        query.category is None or document.category == query.category
     )

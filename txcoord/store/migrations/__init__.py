@@ -1,7 +1,9 @@
 """The schema's versions: where a database stands, and how it gets to where this program needs it.
 
-A change comes in two steps, one before and one after the program that needs it: the previous release runs on the
-schema of this one.
+A version has four digits: two of a *generation*, two of a step in it. Within a generation a program runs on the schema
+of any later step, and starts on it, so that coordinators are upgraded one by one while the others go on. A step may
+therefore add a table, an index, or a column that has a default; nothing that an older program reads or writes
+changes. What cannot be done like that begins a generation, and no program runs on the schema of another one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from sqlalchemy import Connection, text
 
 VERSION_TABLE = "txcoord_schema"
 
-HEAD = "0001"
+HEAD = "0002"
 """The version that this program is written for."""
 
 _LOCK_NAME = "txcoord_schema"
@@ -28,8 +30,17 @@ def version_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
 
+def runs_on(version: str) -> bool:
+    """Whether this program runs on a schema of that version: its own, or a later step of the same generation."""
+    return version >= HEAD and version[:_GENERATION] == HEAD[:_GENERATION]
+
+
+_GENERATION = 2
+"""Digits."""
+
+
 def migrate(connection: Connection) -> None:
-    """Bring the schema to `HEAD`; harmless where it is there already.
+    """Bring the schema to `HEAD`; harmless where it is there already. A later one is left as it is.
 
     Several processes may do it at once: MySQL and PostgreSQL let one through at a time; a SQLite file belongs to one.
     """
@@ -39,6 +50,9 @@ def migrate(connection: Connection) -> None:
     elif dialect == "mysql":
         connection.execute(text("SELECT GET_LOCK(:name, :wait)"), {"name": _LOCK_NAME, "wait": _LOCK_WAIT_S})
     try:
+        found = version_of(connection)
+        if found is not None and found >= HEAD:
+            return
         config = Config()
         config.set_main_option("script_location", str(files("txcoord.store.migrations")).replace("%", "%%"))
         config.attributes["connection"] = connection

@@ -114,6 +114,7 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
         async def work(connection: AsyncConnection) -> None:
             await self._check_server(connection)
             await connection.run_sync(migrate)
+            await connection.run_sync(check_schema, label=self._label)
 
         await self._maintain(work)
 

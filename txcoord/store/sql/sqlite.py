@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from txcoord.store.base import Applied, Change, Create, Save
 from txcoord.store.memory import wall_clock_us
-from txcoord.store.migrations import HEAD, migrate, version_of
+from txcoord.store.migrations import migrate, version_of
 from txcoord.store.sql.rows import CREATE_WIDTH, FENCED, create_row, is_done, new_definition, save_row
-from txcoord.store.sql.store import SqlStore, Work
+from txcoord.store.sql.store import SqlStore, Work, check_schema
 from txcoord.store.sql.tables import node
 
 T = TypeVar("T")
@@ -117,12 +117,8 @@ class SqliteStore(SqlStore):
             )
 
     def _prepare(self, connection: Connection) -> None:
-        found = version_of(connection)
-        if found is not None and found > HEAD:
-            raise SchemaError(
-                f"the store {self._label} has schema version {found}, this program knows {HEAD}: install a newer one"
-            )
         migrate(connection)
+        check_schema(connection, label=self._label)
         # Nobody else has this file open, so every node that is still in it is dead, whatever its lease says.
         connection.execute(update(node).values(expires_us=FENCED))
         _driver(connection).execute(_BATCH_VIEW)
@@ -133,6 +129,7 @@ class SqliteStore(SqlStore):
         self._check_library()
         with lock_file(self._path), _engine(self._path, "BEGIN IMMEDIATE").begin() as connection:
             migrate(connection)
+            check_schema(connection, label=self._label)
 
     def version(self) -> str | None:
         """The version of the schema; None too if there is no such file."""

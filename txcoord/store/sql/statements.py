@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Insert,
     Select,
     any_,
     delete,
@@ -26,15 +27,16 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql
 
 from txcoord.errors import LeaseLostError, SchemaError
 from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
 from txcoord.store import codec
-from txcoord.store.base import UNREADABLE_US, ListQuery, Owned, Stored
+from txcoord.store.base import UNREADABLE_US, KeyValue, KvQuery, ListQuery, Owned, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
 from txcoord.store.sql.tables import global_transaction as gt
-from txcoord.store.sql.tables import node
+from txcoord.store.sql.tables import kv, node
 
 log = get_logger()
 
@@ -391,6 +393,76 @@ def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: i
         due = update(gt).where(among(connection, gt.c.id, ids[start : start + CHUNK]))
         connection.execute(due.values(due_us=AT_ONCE, updated_us=now_us, epoch=gt.c.epoch + 1))
     return len(ids)
+
+
+# -- documents that all coordinators share -------------------------------------------
+
+
+def find_kv(connection: Connection, *, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
+    """Relies on: the unique key on (cat, k)."""
+    wanted = {key for key in keys if _can_be_stored(key)}
+    if not wanted or not _can_be_stored(category):
+        return ()
+    rows = connection.execute(select(*_KV_COLUMNS).where(kv.c.cat == category, among(connection, kv.c.k, [*wanted])))
+    # MySQL compares as if the shorter text were filled up with spaces.
+    return [found for found in map(_key_value, rows) if found.key in wanted and found.category == category]
+
+
+def list_kv(connection: Connection, query: KvQuery) -> Sequence[KeyValue]:
+    """Relies on: the primary key, read backwards."""
+    page = select(*_KV_COLUMNS).order_by(kv.c.id.desc()).limit(query.limit)
+    if query.before_id is not None:
+        page = page.where(kv.c.id < query.before_id)
+    if query.category is not None:
+        if not _can_be_stored(query.category):
+            return ()
+        page = page.where(kv.c.cat == query.category)
+    return [_key_value(row) for row in connection.execute(page)]
+
+
+def make_kv(connection: Connection, *, category: str, key: str, value: str, now_us: int) -> KeyValue | None:
+    """Relies on: the unique key on (cat, k), which lets one of several through and costs the others no error."""
+    values = {"cat": category, "k": key, "v": value, "version": 1, "created_us": now_us, "updated_us": now_us}
+    if connection.dialect.name == "postgresql":
+        statement: Insert = postgresql.insert(kv).values(values).on_conflict_do_nothing()
+    else:
+        # MySQL's IGNORE would also cut off what is too long: whoever calls has checked the lengths.
+        statement = insert(kv).values(values).prefix_with("IGNORE", dialect="mysql")
+        statement = statement.prefix_with("OR IGNORE", dialect="sqlite")
+    if connection.execute(statement).rowcount != 1:
+        return None
+    [made] = find_kv(connection, category=category, keys=[key])
+    return made
+
+
+def replace_kv(connection: Connection, before: KeyValue, *, value: str, now_us: int) -> KeyValue | None:
+    """Relies on: the primary key; the row count."""
+    after = replace(before, value=value, version=before.version + 1, updated_us=now_us)
+    same = update(kv).where(kv.c.id == before.id, kv.c.version == before.version)
+    changed = connection.execute(same.values(v=value, version=after.version, updated_us=now_us))
+    return after if changed.rowcount == 1 else None
+
+
+def delete_kv(connection: Connection, *, category: str, key: str) -> bool:
+    """Relies on: the unique key on (cat, k), then the primary key."""
+    found = find_kv(connection, category=category, keys=[key])
+    return bool(found) and connection.execute(delete(kv).where(kv.c.id == found[0].id)).rowcount == 1
+
+
+_KV_COLUMNS = (kv.c.id, kv.c.cat, kv.c.k, kv.c.v, kv.c.version, kv.c.created_us, kv.c.updated_us)
+
+
+def _key_value(row: Sequence[Any]) -> KeyValue:
+    row_id, category, key, value, version, created, updated = row
+    return KeyValue(
+        id=row_id,
+        category=category,
+        key=key,
+        value=value,
+        version=version,
+        created_us=created,
+        updated_us=updated,
+    )
 
 
 def among(connection: Connection, column: Column[T], values: Sequence[T]) -> ColumnElement[bool]:

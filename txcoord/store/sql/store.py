@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Connection
 
 from txcoord.errors import SchemaError
 from txcoord.model import MICROSECONDS, Status
-from txcoord.store.base import ORPHANS_S, Applied, Change, ListQuery, Owned, Stored
-from txcoord.store.migrations import HEAD, version_of
+from txcoord.store.base import ORPHANS_S, Applied, Change, KeyValue, KvQuery, ListQuery, Owned, Stored
+from txcoord.store.migrations import HEAD, runs_on, version_of
 from txcoord.store.sql import statements
 
 T = TypeVar("T")
@@ -122,6 +122,23 @@ class SqlStore(ABC):
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
         return await self._write(lambda c: statements.make_far_due(c, after_us=after_us, now_us=now_us, limit=limit))
 
+    async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
+        return await self._read(lambda c: statements.find_kv(c, category=category, keys=keys))
+
+    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
+        return await self._read(lambda c: statements.list_kv(c, query))
+
+    async def put_kv(
+        self, category: str, key: str, value: str, *, replaces: KeyValue | None, now_us: int
+    ) -> KeyValue | None:
+        if replaces is None:
+            make = partial(statements.make_kv, category=category, key=key, value=value, now_us=now_us)
+            return await self._write(make)
+        return await self._write(lambda c: statements.replace_kv(c, replaces, value=value, now_us=now_us))
+
+    async def delete_kv(self, category: str, key: str) -> bool:
+        return await self._write(lambda c: statements.delete_kv(c, category=category, key=key))
+
     async def _park_all_of(self, node_id: int, *, now_us: int, limit: int | None) -> int:
         """Park what a fenced node owns, in transactions of a bounded size; forget the node when it owns nothing."""
         parked = 0
@@ -137,10 +154,14 @@ class SqlStore(ABC):
 
 
 def check_schema(connection: Connection, *, label: str) -> None:
-    """Raise SchemaError unless the tables are of the version that this program is written for."""
+    """Raise SchemaError unless this program runs on the tables as they are."""
     found = version_of(connection)
-    if found == HEAD:
+    if found is not None and runs_on(found):
         return
+    if found is not None and found > HEAD:
+        raise SchemaError(
+            f"the store {label} has schema version {found}, this program knows {HEAD}: install a newer one"
+        )
     what = f"has schema version {found}, not {HEAD}" if found else "has no txcoord tables"
     raise SchemaError(f"the store {label} {what}: run `txcoord db upgrade` with this store's URL, then start again")
 

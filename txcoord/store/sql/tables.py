@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 from sqlalchemy.dialects import mysql, postgresql
 
 metadata = MetaData()
@@ -12,18 +12,21 @@ _BIG_ID = BigInteger().with_variant(Integer, "sqlite")
 
 _LONG_TEXT = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
-_GID = (
-    String(128)
-    .with_variant(mysql.VARCHAR(128, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
-    .with_variant(postgresql.VARCHAR(128, collation="C"), "postgresql")
-)
-"""Compared byte by byte: gids that differ in case are different, and so are é and e."""
+
+def _name(length: int) -> String:
+    """Compared byte by byte: names that differ in case are different, and so are é and e."""
+    return (
+        String(length)
+        .with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+        .with_variant(postgresql.VARCHAR(length, collation="C"), "postgresql")
+    )
+
 
 global_transaction = Table(
     "global_transaction",
     metadata,
     Column("id", _BIG_ID, primary_key=True, autoincrement=True),
-    Column("gid", _GID, nullable=False, unique=True),
+    Column("gid", _name(128), nullable=False, unique=True),
     Column("pattern", String(16), nullable=False),
     Column("status", String(16), nullable=False),
     # The node that drives it; 0: nobody, it is parked; NULL: it is final.
@@ -62,6 +65,24 @@ node = Table(
     Column("name", String(255), nullable=False),
     # The end of its lease by the database's clock; 0: it was fenced, and nothing brings it back.
     Column("expires_us", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+    mysql_engine="InnoDB",
+    mysql_charset="utf8mb4",
+)
+
+# Documents that all coordinators share, such as the topics. Columns are named as clients of DTM see them.
+kv = Table(
+    "kv",
+    metadata,
+    # Never given out again: id and version together say whether a row is still the one that was read.
+    Column("id", _BIG_ID, primary_key=True, autoincrement=True),
+    Column("cat", _name(64), nullable=False),
+    Column("k", _name(128), nullable=False),
+    Column("v", _LONG_TEXT, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    UniqueConstraint("cat", "k", name="uq_kv_cat_k"),
     sqlite_autoincrement=True,
     mysql_engine="InnoDB",
     mysql_charset="utf8mb4",
