@@ -504,6 +504,7 @@ class Redis(Server):
         existing_url: str | None = None,
     ) -> None:
         self._numbers: dict[str, int] = {}
+        self.cluster_port = (settings or {}).get("cluster-port", "")
         super().__init__(folder, settings=settings, existing_url=existing_url)
 
     def _initialise(self) -> None:
@@ -529,7 +530,8 @@ class Redis(Server):
             raise ServerFailedError(f"redis has {self.databases} databases, and all have been handed out")
         return super().database_url(str(number))
 
-    def _ask(self, *commands: str) -> str:
+    def say(self, *commands: str) -> str:
+        """Send commands, and return the beginning of the last one's answer."""
         with socket.create_connection((self.host, self.port), timeout=10) as connection:
             reply = ""
             login = [f"AUTH {self._password}"] if self._password else []
@@ -540,7 +542,7 @@ class Redis(Server):
 
     def _answers(self) -> bool:
         try:
-            return self._ask("PING") == "+PONG\r\n"
+            return self.say("PING") == "+PONG\r\n"
         except OSError:
             return False
 
@@ -550,7 +552,54 @@ class Redis(Server):
     def _drop(self, name: str) -> None:
         number = self._numbers.get(name)
         if number is not None:
-            self._ask(f"SELECT {number}", "FLUSHDB")
+            self.say(f"SELECT {number}", "FLUSHDB")
+
+
+class RedisCluster:
+    """Three private Redis servers that share the slots of a cluster, without replicas."""
+
+    SIZE = 3
+    SLOTS = 16384
+
+    def __init__(self) -> None:
+        self.nodes: list[Redis] = []
+        try:
+            for _ in range(self.SIZE):
+                settings = {"cluster-enabled": "yes", "cluster-port": str(free_port()), "databases": "1"}
+                self.nodes.append(Redis(settings=settings))
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """URL of one node, which knows the others."""
+        return self.nodes[0].database_url("cluster")
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _join(self) -> None:
+        for number, node in enumerate(self.nodes):
+            first, after = (self.SLOTS * edge // self.SIZE for edge in (number, number + 1))
+            # Names of their own for the configuration: nodes that meet with the same one would have to vote.
+            node.say(f"CLUSTER SET-CONFIG-EPOCH {number + 1}", f"CLUSTER ADDSLOTSRANGE {first} {after - 1}")
+        [meeting, *others] = self.nodes
+        for node in others:
+            node.say(f"CLUSTER MEET {meeting.host} {meeting.port} {meeting.cluster_port}")
+        deadline = time.monotonic() + READY_S
+        while not all("cluster_state:ok" in node.say("CLUSTER INFO") for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise ServerFailedError("the nodes of a Redis cluster did not find together")
+            time.sleep(0.02)
 
 
 def start_mariadb(folder: Path | None = None, *, settings: Mapping[str, str] | None = None) -> MariaDB:

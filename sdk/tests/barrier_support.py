@@ -36,6 +36,68 @@ Rows = Sequence[Sequence[Any]]
 Statement = tuple[str, Sequence[object]]
 
 
+RUN, DUPLICATE, EMPTY, SUSPENDED = Passage.RUN, Passage.DUPLICATE, Passage.EMPTY, Passage.SUSPENDED
+
+ORDERS_OF_ARRIVAL = [
+    pytest.param([("action", RUN)], 1, [("action", "action")], id="action"),
+    pytest.param(
+        [("action", RUN), ("compensate", RUN)],
+        0,
+        [("action", "action"), ("compensate", "compensate")],
+        id="action, compensate",
+    ),
+    pytest.param(
+        [("compensate", EMPTY), ("action", SUSPENDED)],
+        0,
+        [("action", "compensate"), ("compensate", "compensate")],
+        id="compensate, late action",
+    ),
+    pytest.param([("action", RUN), ("action", DUPLICATE)], 1, [("action", "action")], id="action twice"),
+    pytest.param(
+        [("compensate", EMPTY), ("compensate", DUPLICATE)],
+        0,
+        [("action", "compensate"), ("compensate", "compensate")],
+        id="compensate twice, never an action",
+    ),
+    pytest.param(
+        [("action", RUN), ("compensate", RUN), ("compensate", DUPLICATE), ("action", DUPLICATE)],
+        0,
+        [("action", "action"), ("compensate", "compensate")],
+        id="both twice",
+    ),
+    pytest.param(
+        [("try", RUN), ("cancel", RUN), ("try", DUPLICATE)],
+        0,
+        [("try", "try"), ("cancel", "cancel")],
+        id="try, cancel, try",
+    ),
+    pytest.param(
+        [("cancel", EMPTY), ("try", SUSPENDED)], 0, [("try", "cancel"), ("cancel", "cancel")], id="cancel, late try"
+    ),
+    pytest.param(
+        [("rollback", EMPTY), ("action", SUSPENDED)],
+        0,
+        [("action", "rollback"), ("rollback", "rollback")],
+        id="rollback, late action",
+    ),
+    pytest.param([("confirm", RUN), ("confirm", DUPLICATE)], 1, [("confirm", "confirm")], id="confirm twice"),
+]
+"""What arrives and how it passes; how often the amount is in the balance then; the rows: op and reason."""
+
+STRANGE_GIDS = (
+    "' or '1'='1",
+    "'); drop table purse; --",
+    '"; select 1; --',
+    "\\' or 1=1 -- ",
+    "%s %d %% %(gid)s",
+    ":gid ::text $1 ?",
+    "{gid} \\n \\x00",
+    "gid\nwith\ttabs",
+    "订单-ünï-\U0001f6d2",
+    "x" * 90,
+)
+
+
 def change(owner: str, amount: int) -> Statement:
     """The business: change a balance."""
     return "update purse set balance = balance + ? where owner = ?", (amount, owner)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers import Server
+from tests.servers import RedisCluster, Server
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,13 @@ def shared_mysql_url(mariadb_server: Server) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_postgres_url(postgres_server: Server) -> Iterator[str]:
     yield from _database(postgres_server)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(redis_server: Server) -> Iterator[RedisCluster]:
+    # The other fixture says what is to be done where the program is missing.
+    with RedisCluster() as cluster:
+        yield cluster
 
 
 def _database(server: Server) -> Iterator[str]:

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from sdk.tests.barrier_support import (
     BENCHES,
+    ORDERS_OF_ARRIVAL,
     OVER_SQLALCHEMY,
+    STRANGE_GIDS,
     Bench,
     Caller,
     Rows,
@@ -143,53 +145,7 @@ async def shop(bench: Bench) -> Shop:
 # -- orders of arrival -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("deliveries", "effects", "rows"),
-    [
-        pytest.param([("action", RUN)], 1, [("action", "action")], id="action"),
-        pytest.param(
-            [("action", RUN), ("compensate", RUN)],
-            0,
-            [("action", "action"), ("compensate", "compensate")],
-            id="action, compensate",
-        ),
-        pytest.param(
-            [("compensate", EMPTY), ("action", SUSPENDED)],
-            0,
-            [("action", "compensate"), ("compensate", "compensate")],
-            id="compensate, late action",
-        ),
-        pytest.param([("action", RUN), ("action", DUPLICATE)], 1, [("action", "action")], id="action twice"),
-        pytest.param(
-            [("compensate", EMPTY), ("compensate", DUPLICATE)],
-            0,
-            [("action", "compensate"), ("compensate", "compensate")],
-            id="compensate twice, never an action",
-        ),
-        pytest.param(
-            [("action", RUN), ("compensate", RUN), ("compensate", DUPLICATE), ("action", DUPLICATE)],
-            0,
-            [("action", "action"), ("compensate", "compensate")],
-            id="both twice",
-        ),
-        pytest.param(
-            [("try", RUN), ("cancel", RUN), ("try", DUPLICATE)],
-            0,
-            [("try", "try"), ("cancel", "cancel")],
-            id="try, cancel, try",
-        ),
-        pytest.param(
-            [("cancel", EMPTY), ("try", SUSPENDED)], 0, [("try", "cancel"), ("cancel", "cancel")], id="cancel, late try"
-        ),
-        pytest.param(
-            [("rollback", EMPTY), ("action", SUSPENDED)],
-            0,
-            [("action", "rollback"), ("rollback", "rollback")],
-            id="rollback, late action",
-        ),
-        pytest.param([("confirm", RUN), ("confirm", DUPLICATE)], 1, [("confirm", "confirm")], id="confirm twice"),
-    ],
-)
+@pytest.mark.parametrize(("deliveries", "effects", "rows"), ORDERS_OF_ARRIVAL)
 async def test_each_order_of_arrival_has_its_effect(
     shop: Shop, deliveries: list[tuple[str, Passage]], effects: int, rows: list[tuple[str, str]]
 ) -> None:
@@ -496,20 +452,6 @@ async def test_a_transaction_opened_by_statement_is_joined(shop: Shop) -> None:
 
 
 # -- strange values, other tables ------------------------------------------------------------
-
-
-STRANGE_GIDS = (
-    "' or '1'='1",
-    "'); drop table purse; --",
-    '"; select 1; --',
-    "\\' or 1=1 -- ",
-    "%s %d %% %(gid)s",
-    ":gid ::text $1 ?",
-    "{gid} \\n \\x00",
-    "gid\nwith\ttabs",
-    "订单-ünï-\U0001f6d2",
-    "x" * 90,
-)
 
 
 async def test_values_are_data(shop: Shop) -> None:
