@@ -78,7 +78,7 @@ def prepare_schema(store: RunningStore) -> None:
 @contextlib.contextmanager
 def running_coordinator(store: RunningStore, *, processes: int) -> Iterator[Target]:
     """Run `txcoord serve` on a store until the block ends. TXCOORD_* variables of ours reach it."""
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     folder = temporary_folder("txcoord-serve-")
     log = folder / "coordinator.log"
     command: list[str | Path] = [
@@ -87,7 +87,7 @@ def running_coordinator(store: RunningStore, *, processes: int) -> Iterator[Targ
         "--port",
         str(port),
         "--grpc-port",
-        "0",
+        str(grpc_port),
         "--store",
         store.url,
         "--workers",
@@ -101,7 +101,7 @@ def running_coordinator(store: RunningStore, *, processes: int) -> Iterator[Targ
             if process.poll() is not None or time.monotonic() > give_up:
                 raise BenchError(f"the coordinator did not start: {log.read_text().strip()[-1500:]}")
             time.sleep(0.05)
-        yield Target(url=url, pid=process.pid)
+        yield Target(url=url, pid=process.pid, grpc=f"127.0.0.1:{grpc_port}")
         if process.poll() is not None:
             raise BenchError(f"the coordinator ended ({process.returncode}): {log.read_text().strip()[-1500:]}")
     finally:
