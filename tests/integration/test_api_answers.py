@@ -6,7 +6,9 @@ import base64
 import inspect
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from txcoord import errors
 from txcoord.api import replies
 from txcoord.api.http import HttpApi
+from txcoord.engine.clock import SystemClock
 from txcoord.errors import (
     InvalidRequestError,
     LeaseLostError,
@@ -40,9 +43,11 @@ from txcoord.model import (
     Pattern,
     Status,
 )
-from txcoord.request import BranchRegistration, SubmitResult, TransRequest
+from txcoord.request import BranchRegistration, Limits, SubmitResult, TransRequest
 from txcoord.service import Service
 from txcoord.store.base import ListQuery, Stored
+from txcoord.store.memory import MemoryStore
+from txcoord.topic_service import TopicService
 
 NOON_US = 1_767_268_800 * MICROSECONDS  # 2026-01-01T12:00:00Z
 BASE = "/api/dtmsvr"
@@ -58,6 +63,9 @@ class FakeService(Service):
         self.found: Sequence[Stored] = ()
         self.count = 0
         self.asked: list[Any] = []
+        self.store = MemoryStore(now_us=lambda: NOON_US)
+        clock = SystemClock()
+        self.topics = TopicService(store=self.store, limits=Limits(max_branches=3), clock=clock, random=Random(1))
 
     def _note(self, asked: Any) -> None:
         self.asked.append(asked)
@@ -327,17 +335,6 @@ async def test_an_unknown_path_is_404_as_dtm_says_it(http: httpx.AsyncClient, me
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_ping_answers_any_method(http: httpx.AsyncClient, method: str) -> None:
     assert (await http.request(method, "/api/ping")).json() == {"msg": "pong"}
-
-
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [("GET", "subscribe"), ("GET", "queryKV")],
-)
-async def test_what_is_not_offered_says_so(http: httpx.AsyncClient, method: str, name: str) -> None:
-    answer = await http.request(method, f"{BASE}/{name}")
-
-    assert answer.status_code == 400
-    assert f"{name} is not offered" in answer.json()["message"]
 
 
 async def test_new_gid_holds_only_strings(http: httpx.AsyncClient) -> None:
@@ -682,3 +679,119 @@ async def test_nothing_that_a_client_sends_is_a_500(method: str, segment: str, b
     await HttpApi(FakeService(), max_body_bytes=1000)(scope, receive, send)
 
     assert sent[0]["status"] in (200, 400, 404)
+
+
+# -- topics ---------------------------------------------------------------------------
+
+
+def news(url: str = "http://p/a", **more: str) -> dict[str, str]:
+    return {"topic": "news", "url": url, **more}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_topic_is_subscribed_to_and_shown_as_dtm_does(http: httpx.AsyncClient, method: str) -> None:
+    subscribed = await http.request(method, f"{BASE}/subscribe", params=news(remark="<r>"))
+
+    assert (subscribed.status_code, subscribed.json()) == (200, SUCCESS)
+    [shown] = (await http.get(f"{BASE}/queryKV", params={"cat": "topics", "key": "news"})).json()["kv"]
+    assert set(shown) == {"id", "create_time", "update_time", "cat", "k", "v", "version"}
+    assert (shown["cat"], shown["k"], shown["version"]) == ("topics", "news", 1)
+    assert json.loads(shown["v"]) == [{"url": "http://p/a", "remark": "<r>"}]
+
+    unsubscribed = await http.request(method, f"{BASE}/unsubscribe", params=news())
+
+    assert (unsubscribed.status_code, unsubscribed.json()) == (200, SUCCESS)
+    [shown] = (await http.get(f"{BASE}/queryKV", params={"cat": "topics", "key": "news"})).json()["kv"]
+    assert (shown["v"], shown["version"]) == ("[]", 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "subscribe?url=http://p/b", 400, "empty topic"),
+        ("GET", "subscribe?topic=news", 400, "empty url"),
+        ("GET", "subscribe?topic=news&url=ftp://p/b", 400, "url 'ftp://p/b' cannot be called"),
+        ("GET", "subscribe?topic=a%2Fb&url=http://p/b", 400, "the topic's name 'a/b' has slashes"),
+        ("GET", f"subscribe?topic=news&url=http://p/b&remark={'r' * 201}", 400, "remark has 201 characters"),
+        ("POST", "subscribe?topic=news&url=http://p/a", 409, "this url exists"),
+        ("GET", "subscribe?topic=full&url=http://p/4", 413, "max_branches"),
+        ("GET", "unsubscribe?url=http://p/b", 400, "empty topic"),
+        ("GET", "unsubscribe?topic=news", 400, "empty url"),
+        ("GET", "unsubscribe?topic=nobody&url=http://p/a", 404, "no such a topic"),
+        ("GET", "unsubscribe?topic=news&url=http://p/b", 404, "no such an url "),
+        ("POST", "unsubscribe?topic=empty&url=http://p/a", 404, "this topic is empty"),
+        ("DELETE", "topic/nobody", 404, "no such a topic"),
+        ("DELETE", "topic/x/news", 400, "has slashes"),
+        ("DELETE", "topic/x%00", 400, "control characters"),
+        ("GET", "queryKV?key=news", 400, "no cat specified"),
+        ("GET", "scanKV?limit=x", 400, "limit must be a whole number"),
+        ("GET", "scanKV?position=x", 400, "position must be a whole number"),
+    ],
+)
+async def test_what_cannot_be_done_with_a_topic_is_said_in_dtms_words(
+    http: httpx.AsyncClient, method: str, path: str, status: int, message: str
+) -> None:
+    await http.get(f"{BASE}/subscribe", params=news())
+    for number in range(3):
+        await http.get(f"{BASE}/subscribe", params={"topic": "full", "url": f"http://p/{number}"})
+    await http.get(f"{BASE}/subscribe", params={"topic": "empty", "url": "http://p/a"})
+    await http.get(f"{BASE}/unsubscribe", params={"topic": "empty", "url": "http://p/a"})
+
+    answer = await http.request(method, f"{BASE}/{path}")
+
+    assert answer.status_code == status
+    assert message in answer.json()["message"]
+    assert answer.json()["message"].endswith("FAILURE") == (status == 409)
+    assert (await http.get(f"{BASE}/queryKV?cat=topics&key=news")).json()["kv"][0]["version"] == 1
+
+
+@pytest.mark.parametrize("name", ["news", "with space", "ü?&#%"])
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_a_topic_is_deleted_by_its_name(http: httpx.AsyncClient, name: str, slash: str) -> None:
+    await http.get(f"{BASE}/subscribe", params={"topic": name, "url": "http://p/a"})
+
+    deleted = await http.delete(f"{BASE}/{slash}topic/{quote(name, safe='')}{slash}")
+
+    assert (deleted.status_code, deleted.json()) == (200, SUCCESS)
+    assert (await http.get(f"{BASE}/queryKV", params={"cat": "topics", "key": name})).json() == {"kv": []}
+
+
+@pytest.mark.parametrize("path", ["topic", "topic/"])
+async def test_deleting_a_topic_without_a_name_is_404_as_dtm_has_it(http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.delete(f"{BASE}/{path}")
+
+    assert (answer.status_code, answer.text) == (404, "404 page not found")
+
+
+async def test_documents_are_listed_page_by_page(http: httpx.AsyncClient) -> None:
+    for topic in "abc":
+        await http.get(f"{BASE}/subscribe", params={"topic": topic, "url": "http://p/a"})
+
+    seen, position, positions = [], "", []
+    while True:
+        page = (await http.get(f"{BASE}/scanKV", params={"cat": "topics", "limit": 1, "position": position})).json()
+        seen += [document["k"] for document in page["kv"]]
+        if not (position := page["next_position"]):
+            break
+        positions.append(position)
+
+    assert seen == ["c", "b", "a"]
+    assert len(set(positions)) == 3
+    assert (await http.get(f"{BASE}/scanKV?cat=topics&limit=1000")).json()["next_position"] == ""
+    assert len((await http.get(f"{BASE}/queryKV?cat=topics")).json()["kv"]) == 3
+    assert len((await http.get(f"{BASE}/queryKV")).json()["kv"]) == 3
+    assert (await http.get(f"{BASE}/queryKV?cat=other")).json() == {"kv": []}
+
+
+async def test_a_topic_that_others_change_all_the_time_is_left_for_later(
+    http: httpx.AsyncClient, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def overtaken(*_: object, **__: object) -> None:
+        return None
+
+    monkeypatch.setattr(service.store, "put_kv", overtaken)
+
+    answer = await http.get(f"{BASE}/subscribe", params=news())
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "try it again" in answer.json()["message"]

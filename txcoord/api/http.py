@@ -19,7 +19,7 @@ from txcoord.api import answers, replies
 from txcoord.api.answers import Answer
 from txcoord.api.jsonrpc import JsonRpcApi, of_unread
 from txcoord.api.operations import Operations
-from txcoord.api.queries import Query, gid_of, one, optional_number, page, whole_number
+from txcoord.api.queries import Query, gid_of, kv, kv_page, one, optional_number, page, whole_number
 from txcoord.api.replies import Reply
 from txcoord.api.views import branch_views, transaction_view
 from txcoord.api.wire import decode_branch, decode_trans
@@ -41,13 +41,7 @@ _DROPPED_AT_MOST: Final = 16
 _QUERY_FIELDS_MAX: Final = 100
 _CENTURY_S: Final = 100 * 366 * 24 * 3600
 
-# Paths of DTM that belong to patterns this version has not got.
-_NOT_OFFERED: Final = (
-    ("GET", "subscribe"),
-    ("GET", "unsubscribe"),
-    ("GET", "queryKV"),
-    ("GET", "scanKV"),
-)
+_TOPIC_PATH: Final = f"{API_BASE}/topic/"
 
 
 class _ClientGoneError(Exception):
@@ -57,7 +51,7 @@ class _ClientGoneError(Exception):
 class _Route:
     """One method and path: who handles it, and the metrics of it."""
 
-    __slots__ = ("metrics", "of_error", "on_body", "on_query")
+    __slots__ = ("metrics", "of_error", "on_body", "on_name", "on_query")
 
     def __init__(
         self,
@@ -65,11 +59,14 @@ class _Route:
         *,
         on_body: Callable[[bytes], Awaitable[Answer]] | None = None,
         on_query: Callable[[Query], Awaitable[Answer]] | None = None,
+        on_name: Callable[[str], Awaitable[Answer]] | None = None,
         of_error: Callable[[Reply], Answer] = answers.of_reply,
     ) -> None:
         self.metrics = metrics.ApiMetrics(api)
         self.on_body = on_body
         self.on_query = on_query
+        self.on_name = on_name
+        """Gets the rest of the path."""
         self.of_error = of_error
 
 
@@ -99,6 +96,10 @@ class HttpApi:
             f"{API_BASE}/query": self._query,
             f"{API_BASE}/all": self._all,
             f"{API_BASE}/resetCronTime": self._reset_cron_time,
+            f"{API_BASE}/subscribe": self._subscribe,
+            f"{API_BASE}/unsubscribe": self._unsubscribe,
+            f"{API_BASE}/queryKV": self._query_kv,
+            f"{API_BASE}/scanKV": self._scan_kv,
             "/api/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -108,8 +109,10 @@ class HttpApi:
         self._routes["POST", JSON_RPC_PATH] = _Route("json-rpc", on_body=JsonRpcApi(service).answer, of_error=of_unread)
         for path, on_query in gets.items():
             self._routes["GET", path] = _Route(path.rpartition("/")[2].lower(), on_query=on_query)
-        for method, name in _NOT_OFFERED:
-            self._routes[method, f"{API_BASE}/{name}"] = _Route(name.lower(), on_query=_not_offered(name))
+        # DTM changes topics by GET. A POST says the same, and no proxy, cache or browser repeats it unasked.
+        for path in (f"{API_BASE}/subscribe", f"{API_BASE}/unsubscribe"):
+            self._routes["POST", path] = self._routes["GET", path]
+        self._topic_route = _Route("topic", on_name=self._delete_topic)
         self._ping_route = _Route("ping", on_query=self._ping)
         self._other_route = _Route("other", on_query=self._not_found)
 
@@ -143,16 +146,19 @@ class HttpApi:
         return None
 
     def _find(self, method: str, path: str) -> _Route:
-        # Clients that are told a base URL that ends with a slash add a second one.
-        path = re.sub("/{2,}", "/", path).rstrip("/")
+        path = _plain(path)
         if path == "/api/ping":
             return self._ping_route
+        if method == "DELETE" and path.startswith(_TOPIC_PATH):
+            return self._topic_route
         return self._routes.get((method, path), self._other_route)
 
     async def _answer(self, route: _Route, scope: Scope, receive: Receive) -> Answer:
         try:
             if route.on_body is not None:
                 return await route.on_body(await self._read_body(receive))
+            if route.on_name is not None:
+                return await route.on_name(_plain(scope["path"]).removeprefix(_TOPIC_PATH))
             assert route.on_query is not None
             return await route.on_query(_parse_query(scope["query_string"]))
         except _ClientGoneError:
@@ -233,6 +239,24 @@ class HttpApi:
     async def _all(self, query: Query) -> Answer:
         return answers.ok(await page(self._service, query))
 
+    # -- topics ----------------------------------------------------------------------
+
+    async def _subscribe(self, query: Query) -> Answer:
+        topic, url, remark = (query.get(name, "") for name in ("topic", "url", "remark"))
+        return answers.of_reply(await self._operations.subscribe(topic, url, remark))
+
+    async def _unsubscribe(self, query: Query) -> Answer:
+        return answers.of_reply(await self._operations.unsubscribe(query.get("topic", ""), query.get("url", "")))
+
+    async def _delete_topic(self, topic: str) -> Answer:
+        return answers.of_reply(await self._operations.delete_topic(topic))
+
+    async def _query_kv(self, query: Query) -> Answer:
+        return answers.ok(await kv(self._service, query))
+
+    async def _scan_kv(self, query: Query) -> Answer:
+        return answers.ok(await kv_page(self._service, query))
+
     # -- the process -----------------------------------------------------------------
 
     async def _version(self, _query: Query) -> Answer:
@@ -259,18 +283,16 @@ class HttpApi:
         return answers.NOT_FOUND
 
 
+def _plain(path: str) -> str:
+    # Clients that are told a base URL that ends with a slash add a second one.
+    return re.sub("/{2,}", "/", path).rstrip("/")
+
+
 async def _read_piece(receive: Receive) -> tuple[bytes, bool]:
     message = await receive()
     if message["type"] != "http.request":
         raise _ClientGoneError
     return message.get("body", b""), message.get("more_body", False)
-
-
-def _not_offered(name: str) -> Callable[[Query], Awaitable[Answer]]:
-    async def refuse(_query: Query) -> Answer:
-        raise InvalidRequestError(f"{name} is not offered by txcoord {__version__}: it runs sagas and TCC")
-
-    return refuse
 
 
 # -- what stands in a query string ----------------------------------------------------

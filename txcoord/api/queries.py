@@ -1,4 +1,4 @@
-"""What can be asked about transactions, by the names in DTM's query strings; the answers are JSON objects."""
+"""What can be asked about transactions and topics, by the names in DTM's query strings; the answers are JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from txcoord.api.views import JsonObject, branch_views, stored_view
+from txcoord.api.views import JsonObject, branch_views, kv_view, stored_view
 from txcoord.api.wire import INT64_MAX, clean_gid
 from txcoord.errors import InvalidRequestError
 from txcoord.model import MICROSECONDS, Pattern, Status
 from txcoord.service import Service
-from txcoord.store.base import ListQuery
+from txcoord.store.base import KvQuery, ListQuery
 
 Query = Mapping[str, str]
 
@@ -41,6 +41,31 @@ async def page(service: Service, query: Query) -> JsonObject:
     return {
         "next_position": str(found[-1].id) if is_full else "",
         "transactions": [stored_view(stored) for stored in found],
+    }
+
+
+async def kv(service: Service, query: Query) -> JsonObject:
+    """The document with a key; without one those of a category, or all there are: the newest thousand."""
+    category, key = query.get("cat", ""), query.get("key", "")
+    if not key:
+        found = await service.topics.scan_kv(KvQuery(limit=LIST_LIMIT_MAX, category=category or None))
+    elif category:
+        found = await service.topics.query_kv(category, key)
+    else:
+        raise InvalidRequestError(f"no cat specified: name the category of the key {key[:200]!r}")
+    return {"kv": [kv_view(document) for document in found]}
+
+
+async def kv_page(service: Service, query: Query) -> JsonObject:
+    """The documents of a category, or all there are, newest first."""
+    limit = min(whole_number(query, "limit", default=LIST_LIMIT, lowest=1), LIST_LIMIT_MAX)
+    position = optional_number(query, "position")
+    found = await service.topics.scan_kv(
+        KvQuery(limit=limit, before_id=position, category=query.get("cat", "") or None)
+    )
+    return {
+        "kv": [kv_view(document) for document in found],
+        "next_position": str(found[-1].id) if len(found) == limit else "",
     }
 
 

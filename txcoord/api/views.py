@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Op, Options, Pattern, Status
-from txcoord.store.base import Stored
+from txcoord.store.base import KeyValue, Stored
 
 JsonObject = dict[str, Any]
 
@@ -153,6 +153,18 @@ def _updated_us(tx: GlobalTransaction, branch: BranchOp) -> int:
     if branch.attempts:
         return branch.attempts[-1].at_us + branch.attempts[-1].duration_us
     return tx.created_us
+
+
+def kv_view(document: KeyValue) -> JsonObject:
+    return {
+        "id": document.id,
+        "create_time": rfc3339(document.created_us),
+        "update_time": rfc3339(document.updated_us),
+        "cat": document.category,
+        "k": document.key,
+        "v": document.value,
+        "version": document.version,
+    }
 
 
 def attempt_view(attempt: Attempt) -> JsonObject:
