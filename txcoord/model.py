@@ -87,7 +87,7 @@ class Attempt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     duration_us: int
     outcome: Outcome
     code: int = 0
-    """HTTP status; 0 when no answer came."""
+    """HTTP status (from 100) or gRPC status (up to 16); 0 when no answer came, and for gRPC's OK (a success)."""
     detail: str = ""
     """A bounded piece of the answer, or what went wrong."""
 

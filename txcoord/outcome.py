@@ -1,4 +1,4 @@
-"""What an HTTP answer means: the status first, then one word at one place of a 200's body.
+"""What an answer means. HTTP: the status first, then one word at one place of a 200's body. gRPC: the status.
 
 DTM takes FAILURE or ONGOING anywhere in the text of any answer (`anywhere`): there a 500
 that shows a stack trace with the word is a definite failure, and so is a success whose
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from txcoord.model import Outcome
-from txcoord.protocol import STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord.protocol import STATUS_FAILURE, STATUS_ONGOING, GrpcStatus, ResultWord
 
 _BY_WORD = {ResultWord.FAILURE.value: Outcome.FAILURE, ResultWord.ONGOING.value: Outcome.ONGOING}
 _FAILURE = ResultWord.FAILURE.value.encode()
@@ -78,6 +78,19 @@ def _understand_as_dtm(status: int, body: bytes) -> Outcome:
     if status == STATUS_FAILURE or _FAILURE in body:
         return Outcome.FAILURE
     return Outcome.SUCCESS if status == 200 else Outcome.UNKNOWN
+
+
+def understand_grpc(code: int, message: str) -> Outcome:
+    """Say what a gRPC status means; `UNKNOWN` is retried.
+
+    OK is success; ABORTED is failure, unless its message is the word ONGOING (DTM's old clients); FAILED_PRECONDITION
+    is ongoing. Everything else is unknown, whatever its message says.
+    """
+    if code == GrpcStatus.OK:
+        return Outcome.SUCCESS
+    if code == GrpcStatus.FAILED_PRECONDITION or (code == GrpcStatus.ABORTED and message == ResultWord.ONGOING):
+        return Outcome.ONGOING
+    return Outcome.FAILURE if code == GrpcStatus.ABORTED else Outcome.UNKNOWN
 
 
 def describe(status: int, body: bytes, outcome: Outcome, *, limit: int) -> str:

@@ -33,7 +33,7 @@ class CallResult(Struct, frozen=True, kw_only=True):
 
     outcome: Outcome
     code: int = 0
-    """HTTP status; 0 when no answer came."""
+    """As of `txcoord.model.Attempt`."""
     detail: str = ""
     """The start of the answer's body (bounded), or a sentence on what went wrong."""
     duration_us: int = 0

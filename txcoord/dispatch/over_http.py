@@ -1,4 +1,4 @@
-"""What all calls that travel over HTTP share: headers, and results without an answer that can be read."""
+"""What all calls that travel over HTTP share: headers, and answers that cannot be read whole."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.connection import Answer
 from txcoord.dispatch.headers import DEFAULT_HEADERS, HeaderBlock, make_headers
-from txcoord.dispatch.limited import NoAnswer
+from txcoord.dispatch.results import Results
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.url import Url
-from txcoord.model import MICROSECONDS, Outcome
+from txcoord.model import Outcome
 from txcoord.outcome import clean, describe
 
 _LONGEST_CACHED = 4096
 
 
-class OverHttp:
+class OverHttp(Results):
     """Base of the dispatchers over HTTP. Belongs to the event loop of its first call.
 
     Those that are given the same `client` share its connections, limits and breakers.
@@ -36,8 +36,7 @@ class OverHttp:
         random: Random | None = None,
         client: HttpClient | None = None,
     ) -> None:
-        self._settings = settings
-        self._clock = clock
+        super().__init__(settings, clock)
         self._client = client or HttpClient(settings, clock=clock, random=random or Random())
         self._headers: dict[tuple[object, ...], HeaderBlock] = {}
 
@@ -77,22 +76,3 @@ class OverHttp:
             detail=clean(detail, self._settings.detail_bytes),
             duration_us=self._elapsed_us(started),
         )
-
-    def _without_answer(self, result: NoAnswer, started: float) -> CallResult:
-        return CallResult(
-            outcome=Outcome.UNKNOWN,
-            detail=clean(result.detail, self._settings.detail_bytes),
-            duration_us=self._elapsed_us(started),
-            called=result.called,
-            retry_after_s=result.retry_after_s,
-        )
-
-    def _unknown(self, detail: str, started: float) -> CallResult:
-        return CallResult(
-            outcome=Outcome.UNKNOWN,
-            detail=clean(f"{detail}; the call is repeated all the same", self._settings.detail_bytes),
-            duration_us=self._elapsed_us(started),
-        )
-
-    def _elapsed_us(self, started: float) -> int:
-        return int((self._clock() - started) * MICROSECONDS)

@@ -9,18 +9,21 @@ from typing import Any
 
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.client import HttpClient
+from txcoord.dispatch.grpc import GrpcDispatcher
 from txcoord.dispatch.http import HttpDispatcher
 from txcoord.dispatch.jsonrpc import JsonRpcDispatcher
 from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.tls import ParticipantTls
 from txcoord.jsonrpc import method_of
 from txcoord.protocol import HTTP, JSON_RPC
+from txcoord.request import is_grpc
 
 
 class RoutingDispatcher:
-    """The dispatcher of a coordinator (see `base.Dispatcher`), over one client with one set of limits.
+    """The dispatcher of a coordinator (see `base.Dispatcher`), with one set of limits for each endpoint.
 
     Raises:
-        ValueError: on construction, when `tls_ca_file` cannot be read.
+        ValueError: on construction, when a file on TLS cannot be read.
     """
 
     def __init__(
@@ -30,19 +33,25 @@ class RoutingDispatcher:
         clock: Callable[[], float] = time.monotonic,
         random: Random | None = None,
     ) -> None:
-        self._client = HttpClient(settings, clock=clock, random=random or Random())
+        random = random or Random()
+        tls = ParticipantTls(settings)
+        self._client = HttpClient(settings, clock=clock, random=random, tls=tls)
         self._http = HttpDispatcher(settings, clock=clock, client=self._client)
         self._json_rpc = JsonRpcDispatcher(settings, clock=clock, client=self._client)
+        self._grpc = GrpcDispatcher(settings, clock=clock, random=random, tls=tls)
 
     # Not async itself: the hottest path pays for a comparison, not for a coroutine.
     def call(self, request: BranchRequest) -> Coroutine[Any, Any, CallResult]:
         """Call one branch operation (see `base.Dispatcher.call`)."""
-        if request.protocol == HTTP or not _is_json_rpc(request):
+        if request.protocol == HTTP:
             return self._http.call(request)
-        return self._json_rpc.call(request)
+        if is_grpc(request.url, request.protocol):
+            return self._grpc.call(request)
+        return self._json_rpc.call(request) if _is_json_rpc(request) else self._http.call(request)
 
     async def close(self) -> None:
         """Close all connections. Calls under way end as unknown."""
+        await self._grpc.close()
         await self._client.close()
 
 
