@@ -24,7 +24,7 @@ from txcoord.api.queries import gid_of, one, page
 from txcoord.api.replies import Reply
 from txcoord.api.views import encode
 from txcoord.errors import InvalidRequestError
-from txcoord.proto.dtm_pb2 import DtmGidReply
+from txcoord.proto.dtm_pb2 import DtmGidReply, DtmTopicRequest
 from txcoord.proto.txcoord_pb2 import Gid, Json, ListRequest, Version
 from txcoord.protocol import GRPC, GRPC_OPERATORS_SERVICE, GRPC_SERVICE, GrpcStatus
 from txcoord.service import Service
@@ -57,6 +57,9 @@ class GrpcApi:
                 "Abort": self._abort,
                 "PrepareWorkflow": self._prepare_workflow,
                 "NewGid": self._new_gid,
+                "Subscribe": self._subscribe,
+                "Unsubscribe": self._unsubscribe,
+                "DeleteTopic": self._delete_topic,
             },
             GRPC_OPERATORS_SERVICE: {
                 "Query": self._query,
@@ -136,6 +139,17 @@ class GrpcApi:
 
     async def _prepare_workflow(self, body: bytes) -> bytes:
         return encode_progress(await self._operations.prepare_workflow(decode_trans(body)))
+
+    async def _subscribe(self, body: bytes) -> Reply:
+        wanted = decode(DtmTopicRequest, body)
+        return await self._operations.subscribe(wanted.Topic, wanted.URL, wanted.Remark)
+
+    async def _unsubscribe(self, body: bytes) -> Reply:
+        wanted = decode(DtmTopicRequest, body)
+        return await self._operations.unsubscribe(wanted.Topic, wanted.URL)
+
+    async def _delete_topic(self, body: bytes) -> Reply:
+        return await self._operations.delete_topic(decode(DtmTopicRequest, body).Topic)
 
     # -- txcoord.v1.Coordinator ------------------------------------------------------
 
