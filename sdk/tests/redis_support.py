@@ -87,12 +87,14 @@ DESKS: tuple[type[Desk], ...] = (Blocking, Async, BlockingCluster, AsyncCluster)
 
 
 class LossyWay:
-    """A TCP proxy that, told so, lets a request through and closes the connection in the place of its answer."""
+    """A TCP proxy that, told so, closes the connection in the place of an answer."""
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
         self.loses = 0
         """So many answers to EVALSHA or EVAL still get lost."""
+        self.drops_requests = False
+        """Whether it is the request that gets lost rather than the answer."""
         self.lost = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -114,9 +116,11 @@ class LossyWay:
         there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
         try:
             while request := await reader.read(1 << 16):
-                back.write(request)
-                answer = await there.read(1 << 16)
-                if self.loses and b"EVAL" in request:
+                is_lost = self.loses and b"EVAL" in request
+                if not (is_lost and self.drops_requests):
+                    back.write(request)
+                    answer = await there.read(1 << 16)
+                if is_lost:
                     self.loses -= 1
                     self.lost += 1
                     return
