@@ -33,7 +33,7 @@ from txcoord_sdk import (
     TransactionRunningError,
     TryFailedError,
 )
-from txcoord_sdk._tcc_rules import MAX_REASON
+from txcoord_sdk._rules import MAX_REASON
 from txcoord_sdk.branch import BranchContext, answer_to
 
 OK = Answer()

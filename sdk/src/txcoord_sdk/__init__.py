@@ -10,6 +10,7 @@ from __future__ import annotations
 from txcoord.model import Op, OpStatus, Outcome, Pattern, Status
 from txcoord_sdk.coordinator import AsyncCoordinator, Coordinator
 from txcoord_sdk.errors import (
+    ActionFailedError,
     CoordinatorUnreachableError,
     RequestRefusedError,
     TransactionFailedError,
@@ -20,15 +21,19 @@ from txcoord_sdk.errors import (
 )
 from txcoord_sdk.gid import new_gid
 from txcoord_sdk.message import Message, MessageStep
-from txcoord_sdk.results import Attempt, Branch, Transaction, TryAnswer
+from txcoord_sdk.results import ActionAnswer, Attempt, Branch, Transaction, TryAnswer
 from txcoord_sdk.saga import Saga, Step
 from txcoord_sdk.tcc import AsyncTcc, Tcc
+from txcoord_sdk.xa_transaction import AsyncXa, Xa
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionAnswer",
+    "ActionFailedError",
     "AsyncCoordinator",
     "AsyncTcc",
+    "AsyncXa",
     "Attempt",
     "Branch",
     "Coordinator",
@@ -51,5 +56,6 @@ __all__ = [
     "TryAnswer",
     "TryFailedError",
     "TxcoordSdkError",
+    "Xa",
     "new_gid",
 ]

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from txcoord.barrier.rule import CHECK_BACK_BRANCH_ID
 from txcoord.model import Op, Pattern
 from txcoord_sdk._rules import Flow, Rules
-from txcoord_sdk._tcc_rules import reason_of
+from txcoord_sdk._two_phase_rules import reason_of
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError
 from txcoord_sdk.barrier.drivers.base import Standing
 from txcoord_sdk.barrier.drivers.registry import driver_of

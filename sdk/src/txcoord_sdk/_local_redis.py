@@ -16,7 +16,7 @@ from txcoord.model import Op, Pattern
 from txcoord_sdk._checks import Duration
 from txcoord_sdk._local import Carry, submit_committed
 from txcoord_sdk._rules import Rules
-from txcoord_sdk._tcc_rules import reason_of
+from txcoord_sdk._two_phase_rules import reason_of
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError
 from txcoord_sdk.barrier.redis import Passed, RedisWork, check_client
 from txcoord_sdk.branch import REDIS_KEY_PARAMETER, BranchFailed

@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from txcoord.model import Op, Pattern, Status
 from txcoord.protocol import DEFAULT_HTTP_PORT
 from txcoord_sdk import gid as gids
-from txcoord_sdk._checks import Duration, checked_gid, checked_headers, seconds, whole_seconds, wire_options
-from txcoord_sdk._rules import Rules
+from txcoord_sdk._checks import (
+    Duration,
+    checked_gid,
+    checked_headers,
+    checked_url,
+    seconds,
+    whole_seconds,
+    wire_options,
+)
+from txcoord_sdk._rules import Flow, Rules
 from txcoord_sdk._tcc_rules import TccRules
+from txcoord_sdk._xa_rules import XaRules
 from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
 from txcoord_sdk.tcc import TccOperations
+from txcoord_sdk.xa_transaction import XaOperations
 
 if TYPE_CHECKING:
     # An initiator needs nothing of the barrier, which this would load.
@@ -153,9 +163,76 @@ class Operations(ABC):
             ),
             wait_result=wait_result,
             branch_headers=branch_headers or {},
-            timeout_s=self._timeout_of_try(request_timeout),
+            timeout_s=self._timeout_of_first(request_timeout),
             protocol=protocol,
         )
+
+    @abstractmethod
+    def xa(
+        self,
+        gid: str | None = None,
+        *,
+        wait_result: bool = False,
+        timeout_to_fail: Duration | None = None,
+        request_timeout: Duration | None = None,
+        retry_interval: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
+    ) -> XaOperations:
+        """Make an XA transaction, to be used with `async with` (or `with`); see `XaOperations`.
+
+        The arguments are those of `tcc`, with action, commit and rollback in place of try, confirm
+        and cancel. `timeout_to_fail` bounds how long participants keep locks if this process dies.
+        """
+
+    @abstractmethod
+    def register_xa_branch(self, branch: BranchContext) -> Awaitable[None] | None:
+        """Tell the coordinator of an XA branch, for whoever carries out its phase 1 by hand.
+
+        `txcoord_sdk.xa.take_part` does it; otherwise call it within the local transaction, after the
+        work and before the prepare. Registering again changes nothing.
+
+        Args:
+            branch: the context of the action; `phase2_url` is where commit or rollback will be called.
+
+        Raises:
+            TransactionFailedError: the deadline has passed, or the transaction was aborted: roll back.
+            CoordinatorUnreachableError: whether it is registered is not known: roll back.
+            RequestRefusedError, ValueError: it cannot be registered: roll back.
+        """
+
+    def _xa_rules(
+        self,
+        gid: str | None,
+        *,
+        wait_result: bool,
+        timeout_to_fail: Duration | None,
+        request_timeout: Duration | None,
+        retry_interval: Duration | None,
+        branch_headers: Mapping[str, str] | None,
+        protocol: str | None,
+    ) -> XaRules:
+        return XaRules(
+            self._rules,
+            gids.new_gid() if gid is None else checked_gid(gid),
+            options=wire_options(
+                timeout_to_fail=timeout_to_fail,
+                request_timeout=request_timeout,
+                retry_interval=retry_interval,
+                branch_headers=branch_headers,
+            ),
+            wait_result=wait_result,
+            branch_headers=branch_headers or {},
+            timeout_s=self._timeout_of_first(request_timeout),
+            protocol=protocol,
+        )
+
+    def _registration(self, branch: BranchContext) -> Flow[None]:
+        url = checked_url(branch.phase2_url, name="phase2_url")
+        if not url:
+            raise ValueError(f"branch {branch.branch_id} of {branch.gid} has no phase2_url to be called at later")
+        body = {"gid": branch.gid, "trans_type": branch.trans_type, "branch_id": branch.branch_id, "url": url}
+        return self._rules.register(branch.gid, branch.branch_id, body)
 
     def _nested_tcc_rules(
         self, branch: BranchContext, *, request_timeout: Duration | None, branch_headers: Mapping[str, str] | None
@@ -169,11 +246,11 @@ class Operations(ABC):
             branch.gid,
             options={},
             branch_headers=checked_headers(branch_headers or {}),
-            timeout_s=self._timeout_of_try(request_timeout),
+            timeout_s=self._timeout_of_first(request_timeout),
             parent_id=branch.branch_id,
         )
 
-    def _timeout_of_try(self, request_timeout: Duration | None) -> float:
+    def _timeout_of_first(self, request_timeout: Duration | None) -> float:
         if request_timeout is None:
             return self._rules.timeout_s
         return float(whole_seconds(request_timeout, name="request_timeout"))

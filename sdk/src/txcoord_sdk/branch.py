@@ -14,6 +14,7 @@ from txcoord.errors import InvalidRequestError, TxcoordError
 from txcoord.model import Outcome
 from txcoord.protocol import (
     COORDINATOR_PARAMETER,
+    PHASE2_PARAMETER,
     QUERY_PARAMETERS,
     RESULT_KEY,
     STATUS_FAILURE,
@@ -21,7 +22,7 @@ from txcoord.protocol import (
     ResultWord,
 )
 from txcoord_sdk.barrier import BranchBarrier
-from txcoord_sdk.errors import TryFailedError
+from txcoord_sdk.errors import BranchCallError
 
 logger = logging.getLogger("txcoord_sdk.branch")
 
@@ -58,7 +59,10 @@ class BranchContext:
     barrier: BranchBarrier
     """Made for this request: its calls are numbered from 01."""
     coordinator_url: str = ""
-    """Where branches within this branch are registered, as who called it says; given to the try of a tcc."""
+    """Where branches within this branch are registered, as who called it says; given to the try of a tcc
+    and the action of an xa."""
+    phase2_url: str = ""
+    """Of the action of an xa: what it registers, to be called for commit or rollback."""
     redis_key: str = ""
     """For a check-back: the first key of a local transaction in Redis, as `redis_do_and_submit` has the
     coordinator say; empty if its mark has DTM's name."""
@@ -84,7 +88,14 @@ class BranchContext:
             )
         url = query.get(COORDINATOR_PARAMETER, "").translate(_DROPPED)
         key = query.get(REDIS_KEY_PARAMETER, "")
-        return cls(**values, barrier=BranchBarrier(**values, table=table), coordinator_url=url, redis_key=key)
+        phase2_url = query.get(PHASE2_PARAMETER, "").translate(_DROPPED)
+        return cls(
+            **values,
+            barrier=BranchBarrier(**values, table=table),
+            coordinator_url=url,
+            phase2_url=phase2_url,
+            redis_key=key,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ def answer_to(error: Exception, query: Mapping[str, str]) -> Answer:
     match error:
         case BranchFailed():
             return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": str(error)})
-        case TryFailedError(outcome=Outcome.FAILURE):
+        case BranchCallError(outcome=Outcome.FAILURE):
             # Of a branch within this one: what refuses there refuses here.
             return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": error.reason})
         case BranchOngoing():

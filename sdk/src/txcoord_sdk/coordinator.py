@@ -31,6 +31,7 @@ from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
 from txcoord_sdk.tcc import AsyncTcc, Tcc
+from txcoord_sdk.xa_transaction import AsyncXa, Xa
 
 if TYPE_CHECKING:
     # An extra, and its import takes a while.
@@ -114,6 +115,31 @@ class AsyncCoordinator(Operations):
     ) -> AsyncTcc:
         rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
         return AsyncTcc(rules, self._drive)
+
+    def xa(
+        self,
+        gid: str | None = None,
+        *,
+        wait_result: bool = False,
+        timeout_to_fail: Duration | None = None,
+        request_timeout: Duration | None = None,
+        retry_interval: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
+    ) -> AsyncXa:
+        rules = self._xa_rules(
+            gid,
+            wait_result=wait_result,
+            timeout_to_fail=timeout_to_fail,
+            request_timeout=request_timeout,
+            retry_interval=retry_interval,
+            branch_headers=branch_headers,
+            protocol=protocol,
+        )
+        return AsyncXa(rules, self._drive)
+
+    async def register_xa_branch(self, branch: BranchContext) -> None:
+        await self._drive(self._registration(branch))
 
     async def submit(self, work: Saga | Message) -> str:
         return await self._drive(self._rules.submit(work))
@@ -289,6 +315,31 @@ class Coordinator(Operations):
     ) -> Tcc:
         rules = self._nested_tcc_rules(branch, request_timeout=request_timeout, branch_headers=branch_headers)
         return Tcc(rules, self._drive)
+
+    def xa(
+        self,
+        gid: str | None = None,
+        *,
+        wait_result: bool = False,
+        timeout_to_fail: Duration | None = None,
+        request_timeout: Duration | None = None,
+        retry_interval: Duration | None = None,
+        branch_headers: Mapping[str, str] | None = None,
+        protocol: str | None = None,
+    ) -> Xa:
+        rules = self._xa_rules(
+            gid,
+            wait_result=wait_result,
+            timeout_to_fail=timeout_to_fail,
+            request_timeout=request_timeout,
+            retry_interval=retry_interval,
+            branch_headers=branch_headers,
+            protocol=protocol,
+        )
+        return Xa(rules, self._drive)
+
+    def register_xa_branch(self, branch: BranchContext) -> None:
+        self._drive(self._registration(branch))
 
     def submit(self, work: Saga | Message) -> str:
         return self._drive(self._rules.submit(work))

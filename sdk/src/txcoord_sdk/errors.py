@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from txcoord.errors import TxcoordError
-from txcoord.model import Outcome, Status
+from txcoord.model import Op, Outcome, Status
 
 
 class TxcoordSdkError(TxcoordError):
@@ -33,17 +35,18 @@ class TransactionFailedError(TxcoordSdkError):
         return f"global transaction {self.gid} failed: {self.reason}"
 
 
-class TryFailedError(TransactionFailedError):
-    """A try of a TCC transaction was not answered with success, so all of it is cancelled.
+class BranchCallError(TransactionFailedError):
+    """What the initiator called of a branch was not answered with success, so all of it is undone.
 
-    The end of the block has it cancelled; should that fail, the deadline does.
+    The end of the block has it undone; should that fail, the deadline does.
     """
 
+    op: ClassVar[Op]
     branch_id: str
     url: str
     outcome: Outcome
     """`failure`: the participant refuses, and `reason` is its word. Otherwise it is not known
-    what the try has done (`unknown`, `ongoing`)."""
+    what the call has done (`unknown`, `ongoing`)."""
 
     def __init__(
         self,
@@ -64,7 +67,19 @@ class TryFailedError(TransactionFailedError):
     @property
     def what(self) -> str:
         """One clause, for logs and for the transaction's own reason."""
-        return f"the try of branch {self.branch_id} had the outcome {self.outcome}: {self.reason}"
+        return f"the {self.op} of branch {self.branch_id} had the outcome {self.outcome}: {self.reason}"
+
+
+class TryFailedError(BranchCallError):
+    """A try of a TCC transaction was not answered with success, so all of it is cancelled."""
+
+    op = Op.TRY
+
+
+class ActionFailedError(BranchCallError):
+    """An action of an XA transaction was not answered with success, so all of it is rolled back."""
+
+    op = Op.ACTION
 
 
 class TransactionRunningError(TxcoordSdkError):

@@ -103,8 +103,8 @@ class Transaction(Struct, frozen=True, kw_only=True):
         return ""
 
 
-class TryAnswer(Struct, frozen=True, kw_only=True):
-    """What a participant answered to the try of a TCC branch."""
+class BranchAnswer(Struct, frozen=True, kw_only=True):
+    """What a participant answered to what the initiator called of a branch."""
 
     branch_id: str
     body: bytes = b""
@@ -112,6 +112,14 @@ class TryAnswer(Struct, frozen=True, kw_only=True):
     def json(self) -> Any:
         """Decode the body; None if there is none."""
         return msgspec.json.decode(self.body) if self.body else None
+
+
+class TryAnswer(BranchAnswer, frozen=True, kw_only=True):
+    """What a participant answered to the try of a TCC branch."""
+
+
+class ActionAnswer(BranchAnswer, frozen=True, kw_only=True):
+    """What a participant answered to the action of an XA branch."""
 
 
 class QueryAnswer(Struct, frozen=True):

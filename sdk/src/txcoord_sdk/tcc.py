@@ -9,31 +9,15 @@ Two thin shells around the rules in `txcoord_sdk._tcc_rules`; the coordinator cl
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Awaitable
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
 
-from txcoord_sdk._rules import Flow
 from txcoord_sdk._tcc_rules import TccRules
+from txcoord_sdk._two_phase import AsyncBlock, Block, BlockOperations
 from txcoord_sdk.results import TryAnswer
 
-T = TypeVar("T")
 
-
-class Drive(Protocol):
-    """Carry out a flow."""
-
-    def __call__(self, flow: Flow[T], /) -> T: ...
-
-
-class AsyncDrive(Protocol):
-    """Carry out a flow, awaited."""
-
-    async def __call__(self, flow: Flow[T], /) -> T: ...
-
-
-class TccOperations(ABC):
+class TccOperations(BlockOperations[TccRules]):
     """A TCC transaction, open within its `with` block. The async one awaits what the sync one returns.
 
     Entering prepares it. Leaving the block submits it: every branch is then confirmed, however
@@ -52,17 +36,6 @@ class TccOperations(ABC):
         CoordinatorUnreachableError: whether the submit arrived is not known. It is not
             aborted; `submit()` may be repeated, and `coordinator.wait(gid)` tells the end.
     """
-
-    def __init__(self, rules: TccRules) -> None:
-        self._rules = rules
-
-    @property
-    def gid(self) -> str:
-        """The transaction's identity, made here unless given."""
-        return self._rules.gid
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._rules!r}>"
 
     @abstractmethod
     def call(
@@ -94,57 +67,18 @@ class TccOperations(ABC):
         After any of these but `ValueError` all is cancelled at the end of the block.
         """
 
-    @abstractmethod
-    def submit(self) -> Awaitable[None] | None:
-        """Do now what the end of the block does; or repeat it, after `CoordinatorUnreachableError`.
 
-        Repeating it is safe, also when the block has ended.
-        """
-
-
-class AsyncTcc(TccOperations):
+class AsyncTcc(AsyncBlock[TccRules], TccOperations):
     """A TCC transaction, for asyncio; `AsyncCoordinator.tcc` makes it."""
-
-    def __init__(self, rules: TccRules, drive: AsyncDrive) -> None:
-        super().__init__(rules)
-        self._drive = drive
 
     async def call(
         self, try_url: str, confirm_url: str = "", cancel_url: str = "", payload: object = None
     ) -> TryAnswer:
         return await self._drive(self._rules.call(try_url, confirm_url, cancel_url, payload))
 
-    async def submit(self) -> None:
-        await self._drive(self._rules.submit())
 
-    async def __aenter__(self) -> Self:
-        await self._drive(self._rules.enter())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._drive(self._rules.leave(error))
-
-
-class Tcc(TccOperations):
+class Tcc(Block[TccRules], TccOperations):
     """A TCC transaction, for synchronous code; `Coordinator.tcc` makes it."""
-
-    def __init__(self, rules: TccRules, drive: Drive) -> None:
-        super().__init__(rules)
-        self._drive = drive
 
     def call(self, try_url: str, confirm_url: str = "", cancel_url: str = "", payload: object = None) -> TryAnswer:
         return self._drive(self._rules.call(try_url, confirm_url, cancel_url, payload))
-
-    def submit(self) -> None:
-        self._drive(self._rules.submit())
-
-    def __enter__(self) -> Self:
-        self._drive(self._rules.enter())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._drive(self._rules.leave(error))
