@@ -1,4 +1,4 @@
-"""What an HTTP answer means, and how it is described."""
+"""What an answer means, and how it is described."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from txcoord.model import Outcome
-from txcoord.outcome import clean, describe, understand
+from txcoord.outcome import clean, describe, understand, understand_grpc
 
 SUCCESS, FAILURE, ONGOING, UNKNOWN = Outcome.SUCCESS, Outcome.FAILURE, Outcome.ONGOING, Outcome.UNKNOWN
 
@@ -120,3 +120,11 @@ def test_a_detail_is_bounded_valid_text_without_control_characters(text: bytes |
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=40))
 def test_a_detail_that_fits_is_kept_as_it_is(text: str) -> None:
     assert clean(text.encode(), 1000) == text
+
+
+@pytest.mark.parametrize("code", range(17))
+@pytest.mark.parametrize("message", ["", "FAILURE", "ONGOING", "ONGOING "])
+def test_grpc_decides_by_the_status(code: int, message: str) -> None:
+    expected = {0: SUCCESS, 9: ONGOING, 10: ONGOING if message == "ONGOING" else FAILURE}
+
+    assert understand_grpc(code, message) is expected.get(code, UNKNOWN)
