@@ -95,6 +95,8 @@ def check_subscriber(url: str, remark: str, limits: Limits) -> Subscriber:
     check_url(url, where="url", limits=limits, protocol=GRPC)
     if len(remark) > MAX_REMARK_LENGTH:
         raise InvalidRequestError(f"remark has {len(remark)} characters: at most {MAX_REMARK_LENGTH} fit")
+    if not remark.isprintable():
+        raise InvalidRequestError(f"remark {remark!r} has control characters: use printable ones")
     return Subscriber(url, remark)
 
 
@@ -115,7 +117,7 @@ def subscribed(
             " are allowed"
         )
     more = (*subscribers, subscriber)
-    size = len(encode_topic(more))
+    size = len(_encode(more))
     if size > TOPIC_BYTES_AT_MOST:
         raise RequestTooLargeError(
             f"the topic {topic} would need {size} bytes with this subscriber: at most {TOPIC_BYTES_AT_MOST} are allowed"
