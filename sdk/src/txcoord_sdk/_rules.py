@@ -42,6 +42,7 @@ from txcoord_sdk.results import (
     ResultAnswer,
     Transaction,
     VersionAnswer,
+    WorkflowAnswer,
 )
 from txcoord_sdk.saga import Saga
 
@@ -127,6 +128,7 @@ class GrpcAnswer:
 Reply = HttpAnswer | NoAnswer
 AnyReply = HttpAnswer | GrpcAnswer | NoAnswer
 Flow = Generator[Call | Pause, AnyReply | None, T]
+Settled = Callable[[WorkflowAnswer], bool]
 
 
 class Wire(Protocol):
@@ -338,6 +340,50 @@ class Rules:
             reply = yield from _yield(call)
             if not isinstance(reply, NoAnswer) or reply.may_have_arrived or attempt >= self._attempts:
                 return reply
+            yield from _pause(self._delay(attempt, reply))
+
+    # -- the requests of a workflow; its state is `txcoord_sdk.workflow`'s ------------------------
+
+    def open_workflow(self, gid: str, body: Fields) -> Flow[WorkflowAnswer]:
+        """Open it, or learn how far it got, or how it ended. May be repeated."""
+        answer = yield from self._exchange(gid, self._call("POST", "/prepareWorkflow", body=body))
+        return self._decode(gid, answer, WorkflowAnswer)
+
+    def find_workflow(self, gid: str) -> Flow[WorkflowAnswer]:
+        """Learn how far it got, or how it ended, without opening one."""
+        answer = yield from self._exchange(gid, self._call("GET", "/query", query={"gid": gid}))
+        found = self._decode(gid, answer, WorkflowAnswer)
+        return found if found.transaction is not None else _not_found(gid)
+
+    def report(self, gid: str, path: str, body: Fields, is_settled: Settled) -> Flow[WorkflowAnswer | None]:
+        """Report a step's result, or the end, until it is known to be stored, or known not to be wanted.
+
+        Args:
+            is_settled: says of a workflow as it is found whether that needs no further report.
+
+        Returns:
+            None: it is stored. Otherwise the workflow as it was then found.
+
+        Raises:
+            RequestRefusedError: it cannot be stored, and the workflow is open for another.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            reply = yield from self._send(self._call("POST", path, body=body))
+            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+                if reply.status == 200:
+                    self._check_success(gid, reply)
+                    return None
+                found = yield from self.find_workflow(gid)
+                return found if is_settled(found) else self._refused(gid, reply)
+            # Look before sending it again: DTM answers 500 to a result that it has, and to an end.
+            if _may_have_arrived(reply):
+                found = yield from self.find_workflow(gid)
+                if is_settled(found):
+                    return found
+            if attempt >= self._attempts:
+                self._unreachable(gid, reply)
             yield from _pause(self._delay(attempt, reply))
 
     # -- the parts they are made of --------------------------------------------------

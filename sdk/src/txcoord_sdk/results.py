@@ -163,3 +163,41 @@ class MessageAnswer(Struct, frozen=True):
     """The body of an answer that is not a success."""
 
     message: str
+
+
+class StoredResult(Struct, frozen=True, kw_only=True):
+    """What a workflow's participant has reported of one operation."""
+
+    branch_id: str
+    op: str
+    status: OpStatus
+    data: bytes = field(default=b"", name="bin_data")
+
+
+class StoredWorkflow(Struct, frozen=True, kw_only=True):
+    """A workflow as its participant needs to know it."""
+
+    gid: str
+    status: Status
+    pattern: Pattern = field(default=Pattern.WORKFLOW, name="trans_type")
+    reason: str = field(default="", name="rollback_reason")
+    result: str = ""
+    custom_data: str = ""
+
+
+class WorkflowAnswer(Struct, frozen=True, kw_only=True):
+    """The body of `/prepareWorkflow`, or of `/query`, which gives the same under another name."""
+
+    transaction: StoredWorkflow | None = None
+    progresses: tuple[StoredResult, ...] | None = None
+    branches: tuple[StoredResult, ...] | None = None
+
+    @property
+    def results(self) -> tuple[StoredResult, ...]:
+        return self.progresses or self.branches or ()
+
+    def find(self, branch_id: str, op: str) -> StoredResult | None:
+        for result in self.results:
+            if (result.branch_id, result.op) == (branch_id, op):
+                return result
+        return None
