@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
@@ -25,6 +25,11 @@ from starlette.types import Message, Receive, Scope, Send
 from txcoord.errors import InvalidRequestError
 from txcoord_sdk._check_back import Source, check_back
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
+from txcoord_sdk.starlette import workflow_endpoint
+
+if TYPE_CHECKING:
+    # A participant without workflows need not load them.
+    from txcoord_sdk.workflow import AsyncWorkflows, Workflows
 
 __all__ = [
     "Branch",
@@ -35,6 +40,7 @@ __all__ = [
     "branch_context",
     "branch_in",
     "query_prepared_router",
+    "workflow_router",
 ]
 
 _AFTERWARDS = "txcoord_sdk.background"
@@ -122,6 +128,16 @@ def query_prepared_router(source: Source, *, path: str = "/query-prepared", tabl
     async def query_prepared(branch: BranchContext = Depends(context)) -> None:  # noqa: B008 (as FastAPI takes it)
         await check_back(source, branch)
 
+    return router
+
+
+def workflow_router(workflows: AsyncWorkflows | Workflows, *, path: str = "/workflow/resume") -> APIRouter:
+    """Make the resume endpoint of a participant; `app.include_router(workflow_router(workflows))`.
+
+    What it does is what `txcoord_sdk.starlette.workflow_route` says.
+    """
+    router = APIRouter()
+    router.add_route(path, workflow_endpoint(workflows), methods=["GET", "POST"], include_in_schema=False)
     return router
 
 

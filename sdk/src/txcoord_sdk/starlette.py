@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from inspect import iscoroutinefunction
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,7 +25,19 @@ from txcoord.errors import InvalidRequestError
 from txcoord_sdk._check_back import Source, check_back
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
 
-__all__ = ["BranchContext", "BranchFailed", "BranchOngoing", "branch_endpoint", "query_prepared_route"]
+if TYPE_CHECKING:
+    # A participant without workflows need not load them.
+    from txcoord_sdk.workflow import AsyncWorkflows, Workflows
+
+__all__ = [
+    "BranchContext",
+    "BranchFailed",
+    "BranchOngoing",
+    "branch_endpoint",
+    "query_prepared_route",
+    "workflow_endpoint",
+    "workflow_route",
+]
 
 BranchEndpoint = Callable[[Request, BranchContext], object]
 """A function, run in a thread, or a coroutine function."""
@@ -79,6 +91,31 @@ def query_prepared_route(source: Source, *, path: str = "/query-prepared", table
         await check_back(source, branch)
 
     return Route(path, _wrapped(query_prepared, table), methods=["GET"])
+
+
+def workflow_route(workflows: AsyncWorkflows | Workflows, *, path: str = "/workflow/resume") -> Route:
+    """Make the endpoint at which the coordinator asks a participant to go on with its workflows.
+
+        app = Starlette(routes=[workflow_route(workflows)])
+
+    It answers 200 when the workflow has ended, 425 when it is under way or asks for patience, and 500 when it
+    is interrupted, or not known here by its name; the log says more. Only what the coordinator knows is run.
+    """
+    return Route(path, workflow_endpoint(workflows), methods=["GET", "POST"])
+
+
+def workflow_endpoint(workflows: AsyncWorkflows | Workflows) -> StarletteEndpoint:
+    """Make the function of `workflow_route` alone."""
+
+    async def resume(request: Request) -> Response:
+        body = await request.body()
+        if iscoroutinefunction(workflows.resume):
+            answer = await workflows.resume(request.query_params, body)
+        else:
+            answer = await run_in_threadpool(workflows.resume, request.query_params, body)
+        return JSONResponse(answer.body, status_code=answer.status)
+
+    return resume
 
 
 def _wrapped(endpoint: BranchEndpoint, table: str | None) -> StarletteEndpoint:
