@@ -94,7 +94,7 @@ _called: Final = {
         Pattern.TCC: (Op.CONFIRM, Op.CANCEL),
         Pattern.XA: (Op.COMMIT, Op.ROLLBACK),
         Pattern.MSG: (Op.ACTION, Op.MSG),
-        Pattern.WORKFLOW: (Op.ACTION,),
+        Pattern.WORKFLOW: (Op.RESUME,),
     }.items()
     for op in ops
     for outcome in Outcome

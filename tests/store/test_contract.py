@@ -12,8 +12,11 @@ from sqlalchemy import select, update
 
 from tests.sagas import NOON_US, make_saga
 from tests.store.databases import connected, run_sql, wait_until_somebody_waits_for_a_lock
+from tests.workflows import make_workflow, step
 from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
 from txcoord.model import AT_ONCE, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Options, Outcome, Pattern, Status
+from txcoord.patterns import registered
+from txcoord.request import Limits, TransRequest
 from txcoord.store.base import (
     UNREADABLE_US,
     Applied,
@@ -27,6 +30,7 @@ from txcoord.store.base import (
 )
 from txcoord.store.sql import tables
 from txcoord.store.url import open_store
+from txcoord.workflow.request import ended
 
 LATER_US = NOON_US + 60_000_000
 
@@ -320,6 +324,29 @@ async def test_a_branch_that_was_registered_is_found_again(store: Store) -> None
     for tx in (tcc("t1", "one"), tcc("t1", "one", "'two' \\ 😀"), tcc("t1", "one", "'two' \\ 😀", "zero \0 byte")):
         assert await store.apply(node, [Save(tx=tx, epoch=1, with_definition=True)]) == [Applied.DONE]
         assert (await found(store, "t1")).tx == tx
+
+
+async def test_the_results_of_a_workflow_are_found_as_they_were_reported(store: Store) -> None:
+    node = await join(store)
+    workflow = make_workflow(gid="w1", data=b"\0\xff input")
+    await created(store, node, workflow)
+    results = [
+        step("01", data=b""),
+        step("01", "rollback", data=b"\0\xff"),
+        step("02", status="failed", data="no stock für dich".encode()),
+        step("02", "business", data=b"\0\xff"),
+        step("03", "commit", data=b"x" * 100_000),
+    ]
+    for number, result in enumerate(results, start=1):
+        workflow = registered(workflow, result, Limits(), now_us=LATER_US + number, interval_s=10)
+        assert await store.apply(node, [Save(tx=workflow, epoch=1, with_definition=True)]) == [Applied.DONE]
+    assert (await found(store, "w1")).tx == workflow
+
+    end = TransRequest(gid="w1", req_extra={"status": "succeed", "result": "aGkh" * 50_000})
+    workflow = ended(workflow, end, Limits(), now_us=LATER_US + 99)
+    assert await store.apply(node, [Save(tx=workflow, epoch=1)]) == [Applied.DONE]
+
+    assert (await found(store, "w1")).tx == workflow
 
 
 async def test_a_save_with_its_definition_writes_all_that_was_asked_for(store: Store) -> None:
@@ -1059,6 +1086,26 @@ async def test_a_parked_one_can_be_made_due(store: Store) -> None:
     after = await found(store, "g1")
     assert (after.owner, after.tx) == (0, before.tx.replace(due_us=AT_ONCE, updated_us=NOON_US))
     assert len(await store.take_over_due(node, now_us=NOON_US, limit=9)) == 1
+
+
+@pytest.mark.parametrize("how", ["leave", "release", "release_dead"])
+async def test_an_operators_wish_outlives_the_node_that_took_it_over(store: Store, how: str) -> None:
+    node, other = await join(store), await join(store, "b")
+    await created(store, node, saga("wish", due_us=LATER_US), saga("other", due_us=NOON_US), parked=True)
+    await store.make_due("wish", now_us=NOON_US)
+    assert len(await store.take_over_due(node, now_us=NOON_US, limit=9)) == 2
+
+    match how:
+        case "leave":
+            await store.leave(node, now_us=LATER_US)
+        case "release":
+            assert await store.release(node, ["wish", "other"], now_us=LATER_US) == 2
+        case _:
+            await let_lease_end(store, node)
+            assert await store.release_dead(now_us=LATER_US, limit=9) == 2
+
+    again = await store.take_over_due(other, now_us=LATER_US, limit=9)
+    assert {owned.tx.gid: owned.tx.due_us for owned in again} == {"wish": AT_ONCE, "other": LATER_US}
 
 
 async def test_an_owned_one_is_not_made_due(store: Store) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from txcoord import metrics
 from txcoord.model import Op, Outcome, Pattern, Status
 
@@ -20,6 +22,27 @@ def test_a_branch_call_is_counted_under_dtms_name_and_by_outcome() -> None:
     metrics.branch_called(Pattern.SAGA, Op.ACTION, Outcome.ONGOING)
 
     assert (value(failed), value(ongoing)) == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "op"),
+    [
+        (Pattern.SAGA, Op.ACTION),
+        (Pattern.SAGA, Op.COMPENSATE),
+        (Pattern.TCC, Op.CONFIRM),
+        (Pattern.TCC, Op.CANCEL),
+        (Pattern.XA, Op.COMMIT),
+        (Pattern.XA, Op.ROLLBACK),
+        (Pattern.MSG, Op.ACTION),
+        (Pattern.MSG, Op.MSG),
+        (Pattern.WORKFLOW, Op.RESUME),
+    ],
+)
+def test_whatever_the_coordinator_calls_is_counted(pattern: Pattern, op: Op) -> None:
+    for outcome in Outcome:
+        metrics.branch_called(pattern, op, outcome)
+
+    assert value(f'dtm_branch_process_total{{branchtype="{op}",model="{pattern}",status="ok"}}') >= 1
 
 
 def test_an_ended_transaction_is_counted_with_its_duration() -> None:

@@ -37,6 +37,18 @@ def ok(value: Mapping[str, object]) -> Answer:
     return Answer(200, encode(value))
 
 
+def ok_with_words(value: Mapping[str, object]) -> Answer:
+    """Answer with what participants have said, and the word FAILURE in it written so that no search finds it.
+
+    DTM's Go client takes a workflow whose steps or reason hold it for a request that failed, and would never go on.
+    """
+    return Answer(200, encode(value).replace(_FAILURE, _FAILURE_ESCAPED))
+
+
+_FAILURE: Final = ResultWord.FAILURE.encode()
+_FAILURE_ESCAPED: Final = b"F\\u0041ILURE"
+
+
 def text(status: int, body: str) -> Answer:
     return Answer(status, body.encode(), TEXT)
 

@@ -208,7 +208,8 @@ class HttpApi:
 
     async def _prepare_workflow(self, body: bytes) -> Answer:
         workflow = await self._operations.prepare_workflow(decode_trans(body))
-        return answers.ok({"progresses": branch_views(workflow), "transaction": transaction_view(workflow)})
+        view = {"progresses": branch_views(workflow), "transaction": transaction_view(workflow)}
+        return answers.ok_with_words(view)
 
     async def _submit(self, body: bytes) -> Answer:
         return answers.of_reply(await self._operations.submit(decode_trans(body)))

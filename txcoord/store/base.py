@@ -231,6 +231,9 @@ class Store(Protocol):
     async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
         """Park those of `gids` that belong to this node, due at `now_us`, epochs raised.
 
+        What was taken over due `AT_ONCE`, and not written since, is due so again; in
+        `release_dead` and `leave` as well.
+
         Returns:
             How many.
         """

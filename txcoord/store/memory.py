@@ -312,7 +312,8 @@ class MemoryStore:
         return sorted((row for row in self._rows.values() if row.owner == PARKED), key=lambda row: (_due(row), row.id))
 
     def _park(self, row: _Row, due_us: int) -> None:
-        tx = row.tx.replace(due_us=due_us)
+        # An operator's wish outlives the node that took it over and wrote nothing since.
+        tx = row.tx if row.tx.due_us == AT_ONCE else row.tx.replace(due_us=due_us)
         self._rows[tx.gid] = replace(row, tx=tx, owner=PARKED, epoch=row.epoch + 1)
 
     def _make_due(self, row: _Row, now_us: int) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Insert,
     Select,
     any_,
+    case,
     delete,
     func,
     insert,
@@ -190,7 +191,7 @@ def fence_dead(connection: Connection, clock_us: ColumnElement[int]) -> Sequence
 def park_all_of(connection: Connection, *, node_id: int, now_us: int, limit: int) -> int:
     """Park what a fenced node owns. Relies on: index (owner, due_us)."""
     ids = _lock(connection, select(gt.c.id).where(gt.c.owner == node_id).limit(limit))
-    return _park(connection, ids, due_us=now_us)
+    return _park(connection, ids, due_us=_due_again(now_us))
 
 
 def owners_without_node(connection: Connection) -> Sequence[int]:
@@ -258,7 +259,7 @@ def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us
     for start in range(0, len(gids), CHUNK):
         mine = select(gt.c.id).where(among(connection, gt.c.gid, gids[start : start + CHUNK]), gt.c.owner == node_id)
         ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
-        total += _park(connection, ids, due_us=now_us)
+        total += _park(connection, ids, due_us=_due_again(now_us))
     return total
 
 
@@ -266,7 +267,12 @@ CHUNK = 500
 """Rows that one statement names, and that one transaction parks."""
 
 
-def _park(connection: Connection, ids: Sequence[int], *, due_us: int) -> int:
+def _due_again(now_us: int) -> ColumnElement[int]:
+    """An operator's wish outlives the node that took it over and wrote nothing since."""
+    return case((gt.c.due_us == AT_ONCE, AT_ONCE), else_=now_us)
+
+
+def _park(connection: Connection, ids: Sequence[int], *, due_us: int | ColumnElement[int]) -> int:
     if ids:
         # The rows are locked by this transaction, so nothing has to be compared again.
         parked = (
