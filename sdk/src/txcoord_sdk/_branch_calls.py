@@ -8,23 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from txcoord.model import Outcome
-from txcoord.outcome import understand
+from txcoord.outcome import understand, understand_grpc
 from txcoord.protocol import (
     API_BASE,
     CONNECTION_HEADERS,
     COORDINATOR_PARAMETER,
     METADATA_PREFIX,
     PHASE2_PARAMETER,
-    ResultWord,
 )
 from txcoord_sdk._checks import is_grpc_url
 from txcoord_sdk._rules import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer, text_of
 
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
-_RESERVED = ("grpc-", ":")
+_METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+_LEFT_OUT = CONNECTION_HEADERS | {"content-type", "user-agent"}
 
 
 def branch_call(
@@ -47,7 +47,7 @@ def branch_call(
         phase2_url: of the action of an xa: what it is to register for commit and rollback.
 
     Raises:
-        ValueError: a name or a value cannot be sent as metadata.
+        ValueError: a header cannot be sent as metadata.
     """
     ours = {"branch_id": branch_id, "gid": gid, "op": op, "trans_type": trans_type}
     if coordinator:
@@ -58,7 +58,7 @@ def branch_call(
         target = _with_query(url, urlencode(sorted(ours.items())))
         return HttpCall(method="POST", url=target, body=payload, headers=headers or {}, timeout_s=timeout_s)
     target, _, method = url.partition("/")
-    named = {f"{METADATA_PREFIX}{name}": value for name, value in ours.items()}
+    named = {f"{METADATA_PREFIX}{name}": _as_ascii(value) for name, value in ours.items()}
     return GrpcCall(
         target=target,
         method=f"/{method}",
@@ -82,17 +82,22 @@ def _with_query(url: str, ours: str) -> str:
     return urlunsplit(parts._replace(query=f"{parts.query}&{ours}" if parts.query else ours, fragment=""))
 
 
-def _metadata(headers: Mapping[str, str], ours: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    given = {name.lower(): value for name, value in headers.items()}
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in CONNECTION_HEADERS and name not in ours and not name.startswith(_RESERVED)
-    }
-    for name, value in [*kept.items(), *ours.items()]:
-        if not _METADATA_VALUE.fullmatch(value) or name.endswith("-bin"):
-            raise ValueError(f"{name}: {value!r} cannot be sent over gRPC, whose metadata is printable ASCII")
-    return (*kept.items(), *ours.items())
+def _metadata(headers: Mapping[str, str], ours: Mapping[str, str]) -> tuple[tuple[str, str | bytes], ...]:
+    found: dict[str, str | bytes] = {}
+    for header, value in headers.items():
+        name = header.lower()
+        if name in _LEFT_OUT or name in ours or name.startswith("grpc-"):
+            continue
+        if not _METADATA_NAME.fullmatch(name):
+            raise ValueError(f"the header {header!r} cannot be sent over gRPC: this is no name of metadata")
+        if not _METADATA_VALUE.fullmatch(value) and not name.endswith("-bin"):
+            raise ValueError(f"the header {header!r} cannot be sent over gRPC: its value is not printable ASCII")
+        found[name] = value.encode() if name.endswith("-bin") else value
+    return (*found.items(), *ours.items())
+
+
+def _as_ascii(value: str) -> str:
+    return value if _METADATA_VALUE.fullmatch(value) else quote(value, safe="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +124,8 @@ def understood(reply: AnyReply) -> Answered:
 
 
 def _of_grpc(answer: GrpcAnswer) -> Answered:
-    said = answer.message or "no further word"
-    match answer.code:
-        case "OK":
-            return Answered(outcome=Outcome.SUCCESS, body=answer.body)
-        # Old clients of DTM say it in a word.
-        case "ABORTED" if answer.message == ResultWord.ONGOING:
-            return Answered(outcome=Outcome.ONGOING, reason=said)
-        case "ABORTED":
-            return Answered(outcome=Outcome.FAILURE, reason=said)
-        case "FAILED_PRECONDITION":
-            return Answered(outcome=Outcome.ONGOING, reason=said)
-        case _:
-            return Answered(outcome=Outcome.UNKNOWN, reason=f"gRPC {answer.code}: {said}")
+    outcome = understand_grpc(answer.code, answer.message)
+    if outcome is Outcome.SUCCESS:
+        return Answered(outcome=outcome, body=answer.body)
+    code = f"gRPC {answer.name}: " if outcome is Outcome.UNKNOWN else ""
+    return Answered(outcome=outcome, reason=f"{code}{answer.message or 'no further word'}")

@@ -37,8 +37,8 @@ class AsyncChannels:
         try:
             body = await method(call.message, timeout=call.timeout_s, metadata=call.metadata)
         except grpc.aio.AioRpcError as error:
-            return GrpcAnswer(code=error.code().name, message=error.details() or "")
-        return GrpcAnswer(code="OK", body=body)
+            return _refusal(error)
+        return GrpcAnswer(code=0, name="OK", body=body)
 
     def _channel(self, call: GrpcCall) -> grpc.aio.Channel:
         found = self._open.get((call.target, call.is_branch))
@@ -68,8 +68,8 @@ class Channels:
         try:
             body = method(call.message, timeout=call.timeout_s, metadata=call.metadata)
         except grpc.RpcError as error:
-            return GrpcAnswer(code=error.code().name, message=error.details() or "")
-        return GrpcAnswer(code="OK", body=body)
+            return _refusal(error)
+        return GrpcAnswer(code=0, name="OK", body=body)
 
     def _channel(self, call: GrpcCall) -> grpc.Channel:
         found = self._open.get((call.target, call.is_branch))
@@ -88,6 +88,11 @@ class Channels:
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1].close()
+
+
+def _refusal(error: grpc.RpcError) -> GrpcAnswer:
+    code = error.code()
+    return GrpcAnswer(code=code.value[0], name=code.name, message=error.details() or "")
 
 
 def tls(credentials: Credentials, url: str) -> Credentials:

@@ -1,13 +1,12 @@
-"""What the ready-made check-back endpoints do: ask the barrier's table on a connection of their own."""
+"""What the ready-made check-back endpoints do: ask the barrier's table on a connection of their own, or Redis."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-
+from txcoord.errors import InvalidRequestError
 from txcoord.model import Op
 from txcoord_sdk.barrier.drivers.registry import is_redis
 from txcoord_sdk.branch import BranchContext, BranchFailed
@@ -24,35 +23,55 @@ async def check_back(source: Source, branch: BranchContext) -> None:
 
     Raises:
         BranchFailed: it has not, and now never will.
-        HTTPException: this is not a check-back.
+        InvalidRequestError: this is not a check-back.
     """
+    _check_op(branch)
+    found: Any
+    if is_redis(source) and _is_async_client(source):
+        found = await branch.barrier.redis_query_prepared(source, branch.redis_key or None)
+    else:
+        # In a thread from the first: a blocking connection may be opened by the call, and used only there.
+        found = await asyncio.to_thread(_ask_or_open, source, branch)
+    if not isinstance(found, bool):
+        async with found as connection:
+            found = await branch.barrier.query_prepared(connection)
+    _check_committed(found)
+
+
+def check_back_sync(source: Source, branch: BranchContext) -> None:
+    """Do the same where nothing is awaited.
+
+    Raises:
+        BranchFailed, InvalidRequestError: as `check_back`.
+        TypeError: the source is an async one.
+    """
+    _check_op(branch)
+    if (is_redis(source) and _is_async_client(source)) or not isinstance(found := _ask_or_open(source, branch), bool):
+        raise TypeError(f"a check-back without asyncio needs a source that blocks, not {type(source).__name__}")
+    _check_committed(found)
+
+
+def _check_op(branch: BranchContext) -> None:
     if branch.op != Op.MSG:
-        raise HTTPException(400, f"not a check-back, but the {branch.op} of a {branch.trans_type}")
-    if not await (_ask_redis(source, branch) if is_redis(source) else _ask(source, branch)):
+        raise InvalidRequestError(f"not a check-back, but the {branch.op} of a {branch.trans_type}")
+
+
+def _check_committed(found: bool) -> None:
+    if not found:
         raise BranchFailed("the local transaction has not committed, and will not")
 
 
-async def _ask_redis(client: Source, branch: BranchContext) -> bool:
+def _is_async_client(client: Source) -> bool:
     from txcoord_sdk.barrier.redis import is_async_client
 
-    key = branch.redis_key or None
-    if is_async_client(client):
-        return await branch.barrier.redis_query_prepared(client, key)
-    return await run_in_threadpool(branch.barrier.redis_query_prepared_sync, client, key)
+    return is_async_client(client)
 
 
-async def _ask(source: Source, branch: BranchContext) -> bool:
+def _ask_or_open(source: Source, branch: BranchContext) -> Any:
+    if is_redis(source):
+        return branch.barrier.redis_query_prepared_sync(source, branch.redis_key or None)
     # An engine is told by its method: SQLAlchemy need not be installed for a function.
     connect: Callable[[], Any] = source.connect if hasattr(source, "connect") else source
-    found = await run_in_threadpool(_ask_or_open, connect, branch)
-    if isinstance(found, bool):
-        return found
-    async with found as connection:
-        return await branch.barrier.query_prepared(connection)
-
-
-def _ask_or_open(connect: Callable[[], Any], branch: BranchContext) -> Any:
-    # In a thread from the first: a blocking connection may be opened by the call, and used only there.
     opened = connect()
     if hasattr(opened, "__aenter__"):
         return opened  # nothing is open yet; the event loop does the rest

@@ -15,12 +15,21 @@ from google.protobuf.message import DecodeError
 
 from txcoord.model import Pattern
 from txcoord.proto import dtm_pb2, txcoord_pb2
-from txcoord.protocol import API_BASE, RESULT_KEY, STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord.protocol import (
+    API_BASE,
+    GRPC_OPERATORS_SERVICE,
+    GRPC_SERVICE,
+    RESULT_KEY,
+    STATUS_FAILURE,
+    STATUS_ONGOING,
+    GrpcStatus,
+    ResultWord,
+)
 from txcoord_sdk._checks import Fields
 from txcoord_sdk._rules import PING_PATH, AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, NoAnswer, Reply
 
-_DTM = "/dtmgimp.Dtm"
-_TXCOORD = "/txcoord.v1.Coordinator"
+_DTM = f"/{GRPC_SERVICE}"
+_TXCOORD = f"/{GRPC_OPERATORS_SERVICE}"
 
 _METHODS = {
     f"{API_BASE}/prepare": f"{_DTM}/Prepare",
@@ -45,7 +54,7 @@ _STATUS_OF_CODE = {
     "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
     "UNIMPLEMENTED": 404,
-    "RESOURCE_EXHAUSTED": 429,
+    "RESOURCE_EXHAUSTED": 413,
 }
 _SENT_IN_VAIN = frozenset(["UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"])
 """Codes that the sender's own side gives when no answer came."""
@@ -68,13 +77,13 @@ class GrpcWire:
         if not isinstance(reply, GrpcAnswer):
             return reply
         assert isinstance(call, GrpcCall), f"a call over gRPC is not one over HTTP ({call})"
-        if reply.code == "OK":
+        if reply.code == GrpcStatus.OK:
             return _success(call.method, reply.body)
-        if reply.code in _SENT_IN_VAIN:
+        if reply.name in _SENT_IN_VAIN:
             # A connection that breaks has the same code as one that was never made.
-            return NoAnswer(detail=f"{reply.code}: {reply.message}", may_have_arrived=True)
-        message = msgspec.json.encode({"message": reply.message or reply.code})
-        return HttpAnswer(status=_STATUS_OF_CODE.get(reply.code, 500), body=message)
+            return NoAnswer(detail=f"{reply.name}: {reply.message}", may_have_arrived=True)
+        message = msgspec.json.encode({"message": reply.message or reply.name})
+        return HttpAnswer(status=_STATUS_OF_CODE.get(reply.name, 500), body=message)
 
 
 # -- requests ------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class GrpcCall:
     method: str
     """`/package.Service/Method`."""
     message: bytes
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
     timeout_s: float
     is_branch: bool = False
     """Whether a participant is called, and not the coordinator: they may have different certificates."""
@@ -119,8 +119,9 @@ class NoAnswer:
 class GrpcAnswer:
     """What came of a call over gRPC. Some codes come from the sender's own side, when nothing was answered."""
 
-    code: str
-    """The name of the status code."""
+    code: int
+    name: str
+    """Of the status code."""
     message: str = ""
     body: bytes = b""
 

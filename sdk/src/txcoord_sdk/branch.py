@@ -1,19 +1,21 @@
 """The branch operation that a request asks for, and the answers that the coordinator understands.
 
-Nothing of a web framework: `txcoord_sdk.fastapi` and `txcoord_sdk.starlette` put this to use.
+Nothing of a framework: `txcoord_sdk.fastapi`, `txcoord_sdk.starlette` and `txcoord_sdk.grpc` put this to use.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import quote, unquote
 
 from txcoord.errors import InvalidRequestError, TxcoordError
 from txcoord.model import Outcome
 from txcoord.protocol import (
     COORDINATOR_PARAMETER,
+    METADATA_PREFIX,
     PHASE2_PARAMETER,
     QUERY_PARAMETERS,
     RESULT_KEY,
@@ -79,12 +81,29 @@ class BranchContext:
         Raises:
             InvalidRequestError: a parameter is missing or too long; the sentence names it.
         """
+        return cls._read(query, table, where="query", prefix="")
+
+    @classmethod
+    def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]], *, table: str | None = None) -> Self:
+        """Read the context from the metadata of a call over gRPC; otherwise as `from_query`."""
+        query = {
+            key.removeprefix(METADATA_PREFIX): _decoded(value)
+            for key, value in metadata
+            if key.startswith(METADATA_PREFIX) and isinstance(value, str)
+        }
+        if (url := query.get(COORDINATOR_PARAMETER, "")) and "://" not in url:
+            # Host and port, as DTM's clients say it; a client of ours takes an address with its scheme.
+            query[COORDINATOR_PARAMETER] = f"grpc://{url}"
+        return cls._read(query, table, where="metadata", prefix=METADATA_PREFIX)
+
+    @classmethod
+    def _read(cls, query: Mapping[str, str], table: str | None, *, where: str, prefix: str) -> Self:
         values = {name: query.get(name, "").translate(_DROPPED) for name in QUERY_PARAMETERS}
-        missing = [name for name, value in values.items() if not value]
+        missing = [f"{prefix}{name}" for name, value in values.items() if not value]
         if missing:
+            added = ", ".join(f"{prefix}{name}" for name in QUERY_PARAMETERS)
             raise InvalidRequestError(
-                f"not the call of a branch: the query lacks {', '.join(missing)}; "
-                f"a coordinator adds {', '.join(QUERY_PARAMETERS)}"
+                f"not the call of a branch: the {where} lacks {', '.join(missing)}; a coordinator adds {added}"
             )
         url = query.get(COORDINATOR_PARAMETER, "").translate(_DROPPED)
         key = query.get(REDIS_KEY_PARAMETER, "")
@@ -96,6 +115,12 @@ class BranchContext:
             phase2_url=phase2_url,
             redis_key=key,
         )
+
+
+def _decoded(value: str) -> str:
+    # Metadata is ASCII: a coordinator percent-encodes what is not, and leaves the rest as it is.
+    text = unquote(value, errors="replace")
+    return text if quote(text, safe="") == value and not text.isascii() else value
 
 
 @dataclass(frozen=True, slots=True)

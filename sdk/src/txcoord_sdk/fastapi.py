@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from txcoord.errors import InvalidRequestError
 from txcoord_sdk._check_back import Source, check_back
+from txcoord_sdk._xa_endpoint import AnyCoordinator, XaEndpoint, XaWork
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
 from txcoord_sdk.starlette import workflow_endpoint
 
@@ -41,6 +42,7 @@ __all__ = [
     "branch_in",
     "query_prepared_router",
     "workflow_router",
+    "xa_router",
 ]
 
 _AFTERWARDS = "txcoord_sdk.background"
@@ -126,7 +128,10 @@ def query_prepared_router(source: Source, *, path: str = "/query-prepared", tabl
 
     @router.get(path)
     async def query_prepared(branch: BranchContext = Depends(context)) -> None:  # noqa: B008 (as FastAPI takes it)
-        await check_back(source, branch)
+        try:
+            await check_back(source, branch)
+        except InvalidRequestError as error:
+            raise HTTPException(400, str(error)) from error
 
     return router
 
@@ -138,6 +143,25 @@ def workflow_router(workflows: AsyncWorkflows | Workflows, *, path: str = "/work
     """
     router = APIRouter()
     router.add_route(path, workflow_endpoint(workflows), methods=["GET", "POST"], include_in_schema=False)
+    return router
+
+
+def xa_router(
+    path: str, source: Source, work: XaWork, *, coordinator: AnyCoordinator | None = None, table: str | None = None
+) -> APIRouter:
+    """Make a participant's endpoint of XA; `app.include_router(xa_router("/withdraw", engine, take_money))`.
+
+    The arguments, and what it does, are those of `txcoord_sdk.starlette.xa_route`. For a payload that FastAPI
+    validates, or dependencies, write an endpoint of your own with `txcoord_sdk.xa.take_part`.
+    """
+    router = APIRouter(route_class=BranchRoute)
+    endpoint = XaEndpoint(source, work, coordinator=coordinator, table=table)
+    context = branch_context if table is None else branch_in(table)
+
+    @router.post(path)
+    async def xa_branch(request: Request, branch: BranchContext = Depends(context)) -> Any:  # noqa: B008 (as FastAPI takes it)
+        return await endpoint.answer(request, branch)
+
     return router
 
 

@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from txcoord.errors import InvalidRequestError
 from txcoord_sdk._check_back import Source, check_back
+from txcoord_sdk._xa_endpoint import AnyCoordinator, XaEndpoint, XaWork
 from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to, success_body
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "query_prepared_route",
     "workflow_endpoint",
     "workflow_route",
+    "xa_route",
 ]
 
 BranchEndpoint = Callable[[Request, BranchContext], object]
@@ -88,7 +90,10 @@ def query_prepared_route(source: Source, *, path: str = "/query-prepared", table
     """
 
     async def query_prepared(_: Request, branch: BranchContext) -> None:
-        await check_back(source, branch)
+        try:
+            await check_back(source, branch)
+        except InvalidRequestError as error:
+            raise HTTPException(400, str(error)) from error
 
     return Route(path, _wrapped(query_prepared, table), methods=["GET"])
 
@@ -116,6 +121,28 @@ def workflow_endpoint(workflows: AsyncWorkflows | Workflows) -> StarletteEndpoin
         return JSONResponse(answer.body, status_code=answer.status)
 
     return resume
+
+
+def xa_route(
+    path: str, source: Source, work: XaWork, *, coordinator: AnyCoordinator | None = None, table: str | None = None
+) -> Route:
+    """Make a participant's endpoint of XA: action, commit and rollback on one URL.
+
+        async def take_money(connection: AsyncConnection, transfer: dict[str, Any]) -> None:
+            await connection.execute(…)
+
+        app = Starlette(routes=[xa_route("/withdraw", engine, take_money)])
+
+    Args:
+        source: as for `txcoord_sdk.xa.take_part`.
+        work: takes the connection and the action's payload, decoded from JSON. It writes, and neither
+            commits nor rolls back; `BranchFailed` refuses. What it returns is the answer's `result`.
+            A coroutine function where the source is async, a plain one, run in a thread, where it blocks.
+        coordinator: where to register, if not where the action says that it was called from.
+        table: the barrier table, if it is not DTM's; it has to exist.
+    """
+    endpoint = XaEndpoint(source, work, coordinator=coordinator, table=table)
+    return Route(path, _wrapped(endpoint.answer, table), methods=["POST"])
 
 
 def _wrapped(endpoint: BranchEndpoint, table: str | None) -> StarletteEndpoint:
