@@ -163,13 +163,17 @@ def test_a_wrong_setting_ends_the_start_with_2(arguments: list[str], sentence: s
     assert sentence in only_sentence(done)
 
 
-def test_a_port_in_use_ends_the_start_with_1() -> None:
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_port_in_use_ends_the_start_with_1(flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = txcoord("serve", "--port", str(port), "--store", "memory://")
+        ports = {"--port": 0, "--grpc-port": 0} | {flag: port}
+        done = txcoord("serve", *(str(word) for pair in ports.items() for word in pair), "--store", "memory://")
 
     assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in only_sentence(done)
+    sentence = only_sentence(done)
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in sentence
+    assert sentence.endswith(f"choose another with --host and {flag}")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -41,8 +41,11 @@ class GrpcServer:
         handlers = [*self._api.handlers(), self._health.handler(), reflection_handler(names)]
         self._server.add_generic_rpc_handlers(handlers)
 
-    async def start(self, address: tuple[str, int], credentials: grpc.ServerCredentials | None) -> None:
+    async def start(self, address: tuple[str, int], credentials: grpc.ServerCredentials | None) -> int:
         """Listen at an IP address and port, with TLS if there are credentials.
+
+        Returns:
+            The port: a free one was taken if it was 0.
 
         Raises:
             OSError: the port cannot be had.
@@ -51,12 +54,13 @@ class GrpcServer:
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if credentials is None:
-                self._server.add_insecure_port(target)
+                port = self._server.add_insecure_port(target)
             else:
-                self._server.add_secure_port(target, credentials)
+                port = self._server.add_secure_port(target, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen for gRPC on {target}: {error}") from error
         await self._server.start()
+        return port
 
     def begin_drain(self) -> None:
         """Let those who watch its health know."""
