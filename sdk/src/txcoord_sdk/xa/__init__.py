@@ -5,6 +5,18 @@ from __future__ import annotations
 from txcoord.xa.xid import XaKey
 from txcoord_sdk.xa.errors import XaError
 from txcoord_sdk.xa.links import Source
+from txcoord_sdk.xa.participant import take_part, take_part_sync
 from txcoord_sdk.xa.phases import Prepared, finish, finish_sync, prepare, prepare_sync
 
-__all__ = ["Prepared", "Source", "XaError", "XaKey", "finish", "finish_sync", "prepare", "prepare_sync"]
+__all__ = [
+    "Prepared",
+    "Source",
+    "XaError",
+    "XaKey",
+    "finish",
+    "finish_sync",
+    "prepare",
+    "prepare_sync",
+    "take_part",
+    "take_part_sync",
+]
