@@ -9,6 +9,7 @@ from txcoord.api.http import AsgiApp, HttpApi
 from txcoord.dispatch.base import Dispatcher
 from txcoord.dispatch.router import RoutingDispatcher
 from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.webhook import Webhook
 from txcoord.engine.engine import Engine
 from txcoord.engine.settings import EngineSettings
 from txcoord.request import Limits
@@ -22,12 +23,20 @@ class App:
     """A coordinator, from its HTTP API down to its store. Start it, serve `asgi`, stop it."""
 
     def __init__(
-        self, *, asgi: AsgiApp, service: Service, engine: Engine, dispatcher: Dispatcher, store: Store
+        self,
+        *,
+        asgi: AsgiApp,
+        service: Service,
+        engine: Engine,
+        dispatcher: Dispatcher,
+        webhook: Webhook | None,
+        store: Store,
     ) -> None:
         self.asgi = asgi
         self.service = service
         self.engine = engine
         self._dispatcher = dispatcher
+        self._webhook = webhook
         self._store = store
 
     async def start(self) -> None:
@@ -54,6 +63,8 @@ class App:
     async def close(self) -> None:
         """Close all connections to participants and to the store. Comes last."""
         await self._dispatcher.close()
+        if self._webhook is not None:
+            await self._webhook.close()
         await self._store.close()
 
 
@@ -61,11 +72,18 @@ def build(settings: Settings) -> App:
     """Make a coordinator; nothing is connected before `App.start`.
 
     Raises:
-        ValueError: a setting cannot be used (the store's URL, a file on TLS).
+        ValueError: a setting cannot be used (the store's URL, the webhook's, a file on TLS).
     """
     store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=settings.store_pool)
     dispatcher = RoutingDispatcher(dispatch_settings(settings))
-    engine = Engine(store=store, dispatcher=dispatcher, settings=engine_settings(settings), node_name=node_name())
+    webhook = Webhook(settings.alert_webhook, dispatch_settings(settings)) if settings.alert_webhook else None
+    engine = Engine(
+        store=store,
+        dispatcher=dispatcher,
+        settings=engine_settings(settings),
+        node_name=node_name(),
+        alerts=webhook,
+    )
     service = Service(
         engine=engine,
         store=store,
@@ -74,7 +92,7 @@ def build(settings: Settings) -> App:
         retry_interval_s=settings.retry_interval_s,
     )
     asgi = HttpApi(service, max_body_bytes=settings.max_body_bytes)
-    return App(asgi=asgi, service=service, engine=engine, dispatcher=dispatcher, store=store)
+    return App(asgi=asgi, service=service, engine=engine, dispatcher=dispatcher, webhook=webhook, store=store)
 
 
 def node_name() -> str:
@@ -92,6 +110,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         backoff_cap_s=settings.backoff_cap_s,
         max_live=settings.max_live,
         max_wait_s=settings.max_wait_s,
+        alert_retry_limit=settings.alert_retry_limit,
     )
 
 

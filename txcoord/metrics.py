@@ -115,6 +115,13 @@ def branch_called(pattern: Pattern, op: Op, outcome: Outcome) -> None:
     by_outcome.inc()
 
 
+# -- alerts ---------------------------------------------------------------------------
+
+_ALERTS = Counter("txcoord_alerts", "Alerts for the webhook, by what became of them.", ["result"])
+ALERTS_SENT: Final = _ALERTS.labels("sent")
+ALERTS_FAILED: Final = _ALERTS.labels("failed")
+ALERTS_DROPPED: Final = _ALERTS.labels("dropped")
+
 # -- journal, ownership ---------------------------------------------------------------
 
 _JOURNAL_BATCHES: Final = Counter("txcoord_journal_batches", "Batches written, each one database transaction.")

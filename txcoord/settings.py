@@ -164,6 +164,14 @@ class Settings(BaseSettings):
         description="TOML file on TLS towards single participants: authorities, our certificate, gRPC (operating.md).",
     )
 
+    alert_webhook: str = Field(
+        "",
+        description="URL that is told, by POST, of what fails again and again or needs an operator; empty: nobody is.",
+    )
+    alert_retry_limit: int = Field(
+        3, ge=1, le=1_000_000, description="Calls of one operation in a row that have to fail before it is told."
+    )
+
     tls_cert_file: str = Field(
         "", description="PEM file of the server's own certificate and its chain; with it both ports speak TLS only."
     )
@@ -318,7 +326,7 @@ def without_password(url: str) -> str:
 
 
 def shown_value(name: str, value: object) -> object:
-    return without_password(value) if name == "store" and isinstance(value, str) else value
+    return without_password(value) if name in ("store", "alert_webhook") and isinstance(value, str) else value
 
 
 def allowed(name: str) -> str:
@@ -344,6 +352,7 @@ _TEXTS: Final = {
     "tls_key_file": "a path",
     "tls_client_ca_file": "a path",
     "participant_tls_file": "a path",
+    "alert_webhook": "a URL",
 }
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 PURE = frozenset(
     [
+        "alert",
         "barrier",
         "decision",
         "errors",

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
-from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Op, Options, Pattern, Status
+from txcoord.alert import what_needs_an_operator
+from txcoord.model import AT_ONCE, NEVER_US, Attempt, BranchOp, GlobalTransaction, Op, Options, Status
 from txcoord.store.base import KeyValue, Stored
 
 JsonObject = dict[str, Any]
@@ -39,24 +40,6 @@ def rfc3339(instant_us: int) -> str:
     except OverflowError:
         moment = _LATEST
     return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
-
-
-def _what_needs_an_operator(tx: GlobalTransaction) -> str | None:
-    """Say which operation was promised to succeed and refuses; None in the usual case."""
-    if tx.due_us != NEVER_US:
-        return None
-    if tx.pattern is Pattern.MSG:
-        return (
-            f"{tx.gid} has no query_prepared, so that nobody can be asked whether it is to be delivered:"
-            " submit it, or abort it"
-        )
-    if tx.pattern is Pattern.WORKFLOW:
-        return f"{tx.gid} has no query_prepared, so that nobody can be asked to go on with it: run it again, or stop it"
-    refused = [op for op in tx.branches if op.refusals]
-    return "; ".join(
-        f"{op.op} of branch {op.branch_id} answered failure {op.refusals} times: {op.attempts[-1].detail}"
-        for op in refused
-    )
 
 
 def _next_cron_time(tx: GlobalTransaction) -> str | None:
@@ -90,7 +73,7 @@ def transaction_view(tx: GlobalTransaction) -> JsonObject:
         "options": _encoder.encode(options_view(tx.options)).decode(),
         "custom_data": tx.custom_data,
         "next_cron_time": _next_cron_time(tx),
-        "needs_operator": _what_needs_an_operator(tx),
+        "needs_operator": what_needs_an_operator(tx),
         **_question_view(tx),
     }
     return {**_without_empty(view), "concurrent": tx.options.concurrent}

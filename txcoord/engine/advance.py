@@ -7,6 +7,7 @@ from random import Random
 from typing import assert_never
 
 from txcoord import metrics
+from txcoord.alert import Alert, Alerts, alert_of_call, alert_of_wait
 from txcoord.decision import Call, Done, MoveTo, Wait
 from txcoord.dispatch.base import BranchRequest, CallResult, Dispatcher
 from txcoord.engine.clock import Clock, sleep_until
@@ -40,12 +41,14 @@ class Advancer:
         *,
         journal: Journal,
         dispatcher: Dispatcher,
+        alerts: Alerts,
         settings: EngineSettings,
         clock: Clock,
         random: Random,
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
+        self._alerts = alerts
         self._settings = settings
         self._clock = clock
         self._random = random
@@ -176,6 +179,7 @@ class Advancer:
             live, live.tx.replace(due_us=due_us, updated_us=live.tx.updated_at(self._clock.now_us())), park=True
         )
         metrics.PARKED.inc()
+        self._raise(alert_of_wait(live.tx))
         live.end_pass(_what_it_waits_for(live.tx))
         return due_us
 
@@ -317,6 +321,9 @@ class Advancer:
                 may_fail=may_fail_in(tx.pattern),
                 max_attempts=tx.options.max_attempts if op.op is Op.ACTION else 0,
             )
+        if not (op.op is Op.RESUME and live.requests):
+            # (A workflow may have reported its end within this very call: that is looked at next.)
+            self._raise(alert_of_call(tx, op, attempt, limit=self._settings.alert_retry_limit))
         if result.outcome is not Outcome.SUCCESS:
             # The answer itself may hold personal data: it is in the record, not in the log.
             log.warning(
@@ -332,6 +339,10 @@ class Advancer:
                 epoch=live.epoch,
             )
         return recorded
+
+    def _raise(self, alert: Alert | None) -> None:
+        if alert is not None:
+            self._alerts.raised(alert)
 
     def _replace(self, live: LiveTransaction, changed: dict[int, BranchOp]) -> None:
         branches = list(live.tx.branches)

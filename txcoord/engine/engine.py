@@ -12,6 +12,7 @@ from random import Random, SystemRandom
 from typing import cast
 
 from txcoord import metrics
+from txcoord.alert import Alerts, NoAlerts
 from txcoord.dispatch.base import Dispatcher
 from txcoord.engine.advance import Advancer, NotOursError, note_status
 from txcoord.engine.clock import Clock, SystemClock
@@ -46,6 +47,7 @@ class Engine:
         dispatcher: Dispatcher,
         settings: EngineSettings,
         node_name: str,
+        alerts: Alerts | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class Engine:
         self._advancer = Advancer(
             journal=self._journal,
             dispatcher=dispatcher,
+            alerts=alerts or NoAlerts(),
             settings=settings,
             clock=self._clock,
             random=Random(self._random.getrandbits(64)),

@@ -17,6 +17,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     max_live: int = 10_000
     max_wait_s: float = 60.0
     attempts_kept: int = 5
+    alert_retry_limit: int = 3
     accept_wait_s: float = 5.0
     """Longest wait of a submit for the store before it is answered with 503."""
     lazy_write_s: float = 0.1
