@@ -50,10 +50,10 @@ class Serving:
         )
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
-        found = re.search(r"ready on (http://[^,]+),", self.said)
+        found = re.search(r"ready on (https?://[^,]+), grpcs?://([^,]+),", self.said)
         if found is None:
             raise AssertionError(f"not ready: {self.said} {self.process.communicate(timeout=10)}")
-        self.url = found[1]
+        self.url, self.grpc = found.groups()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
