@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,7 +14,7 @@ from starlette.routing import Route
 
 from tests.e2e.harness import Process, coordinator
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
-from tests.processes import free_port
+from tests.integration.serving import serving
 from txcoord_sdk import (
     AsyncCoordinator,
     AsyncTcc,
@@ -227,19 +225,6 @@ def starlette_app(client: AsyncCoordinator, participant: Participant) -> Starlet
 
     routes = [("/parcel-try", parcel_try), ("/parcel-{op}", parcel)]
     return Starlette(routes=[Route(path, endpoint, methods=["POST"]) for path, endpoint in routes])
-
-
-@asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off"))
-    task = asyncio.create_task(server.serve())
-    async with asyncio.timeout(10):
-        while not server.started:
-            await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
 
 
 @pytest.mark.parametrize("make_app", [fastapi_app, starlette_app])
