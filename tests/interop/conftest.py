@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.e2e.harness import coordinator, store_for
+from tests.e2e.harness import Process, coordinator, store_for
 from tests.interop.clients import CLIENTS, RegistryUnreachableError, ToolchainMissingError
 from tests.interop.world import Books, Participant, World
 from tests.servers import Server
@@ -51,17 +51,18 @@ def participant(language: str, books: Books, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module", params=["sqlite", "mysql"])
-def server_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A coordinator."""
     folder = tmp_path_factory.mktemp(request.param)
     process = coordinator(store_for(request, folder), folder, TXCOORD_RETRY_INTERVAL_S="1")
     process.start()
-    yield process.url
+    yield process
     process.close()
 
 
 @pytest.fixture
-def world(server_url: str, books: Books, participant: Participant) -> World:
-    return World(server_url, books, participant)
+def world(server: Process, books: Books, participant: Participant) -> World:
+    return World(server.url, f"127.0.0.1:{server.grpc_port}", books, participant)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
+import httpx
 import pytest
 
 from tests.interop.world import World
@@ -23,9 +26,59 @@ class Over:
         self.branch = world.participant.grpc_branch if protocol == "grpc" else world.participant.branch
 
 
-@pytest.fixture(params=["http"])
+@pytest.fixture(params=["http", "grpc"])
 def over(request: pytest.FixtureRequest, world: World) -> Over:
     return Over(world, request.param)
+
+
+# -- saga and tcc over gRPC ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait_result", [False, True], ids=["", "waiting"])
+@pytest.mark.parametrize("refuse", [False, True], ids=["succeeds", "refused"])
+@pytest.mark.parametrize(("pattern", "first", "undo"), [("saga", "action", "compensate"), ("tcc", "try", "cancel")])
+def test_the_coordinator_is_called_over_grpc(
+    world: World, pattern: str, first: str, undo: str, refuse: bool, wait_result: bool
+) -> None:
+    branch = world.participant.grpc_branch
+    last = branch("in", refuse=[first] if refuse else [], later=[first] if pattern == "saga" else [])
+    ran = world.run(pattern, branch("out", lose=[undo]), last, protocol="grpc", wait_result=wait_result)
+
+    if refuse:
+        ended = world.ended(ran.gid)
+        assert ended.status is Status.FAILED
+        assert "in refuses" in ended.reason
+        assert world.books.lines(ran.gid) == [("01", first, "out"), ("01", undo, "out")]
+    else:
+        assert world.ended(ran.gid).status is Status.SUCCEEDED
+        assert {("01", first, "out"), ("02", first, "in")} <= set(world.books.lines(ran.gid))
+
+
+def test_the_coordinator_gives_out_a_gid_over_grpc(world: World) -> None:
+    ran = world.run("saga", world.participant.grpc_branch("out"), gid="", protocol="grpc")
+
+    assert ran.gid
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+
+
+def test_branch_headers_travel_as_metadata(world: World) -> None:
+    branch = world.participant.grpc_branch("out", later=["action"])
+    ran = world.run("saga", branch, protocol="grpc", branch_headers={"interop-note": "red"})
+
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert world.books.notes(ran.gid) == {"red"}
+
+
+@pytest.mark.parametrize("refuse", [[], ["try"]], ids=["confirmed", "cancelled"])
+def test_a_participant_adds_a_branch_over_grpc(world: World, refuse: list[str]) -> None:
+    branch = world.participant.grpc_branch
+    ran = world.run("tcc", branch("out", nested=branch("in", refuse=refuse)), protocol="grpc")
+
+    ended = world.ended(ran.gid)
+    assert {branch.branch_id for branch in ended.branches} == {"01", "0101"}
+    assert ended.status is (Status.FAILED if refuse else Status.SUCCEEDED)
+    confirmed = {(op, account) for _, op, account in world.books.lines(ran.gid) if op == "confirm"}
+    assert confirmed == (set() if refuse else {("confirm", "out"), ("confirm", "in")})
 
 
 # -- xa --------------------------------------------------------------------------------------
@@ -81,9 +134,21 @@ def test_the_check_back_finds_a_commit_whose_initiator_vanished(world: World, ov
     assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01", "action", "in")]
 
 
+def test_a_message_reaches_the_subscribers_of_a_topic(world: World) -> None:
+    topic = f"interop-{uuid4().hex[:8]}"
+    # Two URLs: a topic has each subscriber once.
+    for url in (world.participant.branch("")["url"], f"{world.participant.branch('')['url']}?second"):
+        httpx.get(f"{world.dtm}/subscribe", params={"topic": topic, "url": url}).raise_for_status()
+    ran = world.run("msg", world.participant.branch("in"), topic=topic)
+
+    assert ran.error == ""
+    assert world.ended(ran.gid).status is Status.SUCCEEDED
+    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01-01", "action", "in"), ("01-02", "action", "in")]
+
+
 # -- workflows -------------------------------------------------------------------------------
 
-KINDS = ("http", "local", "xa")
+KINDS = ("http", "local", "xa", "grpc")
 
 
 def test_a_workflow_runs_its_steps_and_returns_its_result(world: World, over: Over) -> None:
@@ -115,6 +180,8 @@ def test_a_refused_workflow_undoes_its_steps(world: World, over: Over) -> None:
     assert world.books.lines(ran.gid) == [
         ("01", "action", "http"),
         ("02", "action", "local"),
+        ("04", "action", "grpc"),
+        ("04", "undo", "grpc"),
         ("02", "undo", "local"),
         ("01", "undo", "http"),
     ]
@@ -122,10 +189,10 @@ def test_a_refused_workflow_undoes_its_steps(world: World, over: Over) -> None:
 
 
 def test_the_coordinator_has_an_interrupted_workflow_resumed(world: World, over: Over) -> None:
-    """Each step is ongoing the first time, which ends that run: two resumes bring it to its end."""
-    steps = [world.participant.branch(kind, kind=kind, later=["action"]) for kind in ("http", "local")]
+    """Each step is ongoing the first time, which ends that run: the resumes bring it to its end."""
+    steps = [world.participant.branch(kind, kind=kind, later=["action"]) for kind in ("http", "local", "grpc")]
     ran = world.run("workflow", *steps, retry_interval=1, **over.options)
 
     assert ran.error != ""
     assert world.ended(ran.gid).status is Status.SUCCEEDED
-    assert [account for _, _, account in world.books.lines(ran.gid)] == ["http", "local"]
+    assert [account for _, _, account in world.books.lines(ran.gid)] == ["http", "local", "grpc"]

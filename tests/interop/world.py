@@ -110,6 +110,8 @@ class World:
     """A coordinator, and the participants that were asked for."""
 
     url: str
+    grpc: str
+    """host:port"""
     books: Books
     participant: Participant
     _coordinator: Coordinator = field(init=False)
@@ -126,7 +128,7 @@ class World:
         order = {
             "pattern": pattern,
             "gid": f"{pattern}-{uuid4().hex[:12]}" if gid is None else gid,
-            "dtm": self.dtm,
+            "dtm": self.grpc if options.get("protocol") == "grpc" else self.dtm,
             "branches": branches,
             **options,
         }
