@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from txcoord.errors import InvalidRequestError
+from txcoord.msg.topics import check_topic
 from txcoord.protocol import API_BASE, DEFAULT_GRPC_PORT, GRPC, HTTP
 from txcoord.request import GRPC_FORM, Limits, TransRequest, check_gid, check_options, check_url
 
@@ -76,12 +77,21 @@ def protocol_for(chosen: str | None, urls: Iterable[str]) -> str:
 
 def checked_topic_or_url(url: str) -> str:
     """Return the URL of a branch, or `topic://` with a name."""
-    name = url.removeprefix(TOPIC_PREFIX)
-    if name == url:
+    if not url.startswith(TOPIC_PREFIX):
         return checked_url(url, name="url")
-    if not name or not name.isprintable():
-        raise ValueError(f"url {url!r} names no topic: it looks like {TOPIC_PREFIX}name")
+    try:
+        checked_topic(url.removeprefix(TOPIC_PREFIX))
+    except ValueError as error:
+        raise ValueError(f"url {url!r} names no topic, as {TOPIC_PREFIX}name would: {error}") from error
     return url
+
+
+def checked_topic(topic: str) -> str:
+    """Return the name of a topic."""
+    try:
+        return check_topic(topic)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from error
 
 
 def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

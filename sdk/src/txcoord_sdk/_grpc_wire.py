@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from google.protobuf.json_format import MessageToDict
@@ -41,10 +42,14 @@ _METHODS = {
     f"{API_BASE}/all": f"{_TXCOORD}/List",
     f"{API_BASE}/forceStop": f"{_TXCOORD}/ForceStop",
     f"{API_BASE}/resetNextCronTime": f"{_TXCOORD}/ResetNextCronTime",
+    f"{API_BASE}/subscribe": f"{_DTM}/Subscribe",
+    f"{API_BASE}/unsubscribe": f"{_DTM}/Unsubscribe",
     f"{API_BASE}/version": f"{_TXCOORD}/GetVersion",
     # The cheapest that DTM has, too.
     PING_PATH: f"{_DTM}/NewGid",
 }
+
+_TOPIC_PATH = f"{API_BASE}/topic/"
 
 _STATUS_OF_CODE = {
     "ABORTED": STATUS_FAILURE,
@@ -69,7 +74,10 @@ class GrpcWire:
         self._target = url.partition("://")[2]
 
     def call(self, method: str, path: str, *, query: Mapping[str, str], body: Fields | None, timeout_s: float) -> Call:
-        name = _METHODS[path]
+        if path.startswith(_TOPIC_PATH):
+            name, query = f"{_DTM}/DeleteTopic", {"topic": unquote(path.removeprefix(_TOPIC_PATH))}
+        else:
+            name = _METHODS[path]
         message = _message(name, body if body is not None else query)
         return GrpcCall(target=self._target, method=name, message=message, timeout_s=timeout_s)
 
@@ -97,6 +105,10 @@ def _message(method: str, fields: Mapping[str, Any]) -> bytes:
             return _registration(fields).SerializeToString()
         case "List":
             return txcoord_pb2.ListRequest(parameters=fields).SerializeToString()
+        case "Subscribe" | "Unsubscribe" | "DeleteTopic":
+            return dtm_pb2.DtmTopicRequest(
+                Topic=fields["topic"], URL=fields.get("url", ""), Remark=fields.get("remark", "")
+            ).SerializeToString()
         case "NewGid" | "GetVersion":
             return b""
         case _:

@@ -457,6 +457,41 @@ class Operations(ABC):
         """
 
     @abstractmethod
+    def subscribe(self, topic: str, url: str, remark: str = "") -> bool | Awaitable[bool]:
+        """Let the messages to a topic be sent to one more URL, from now on.
+
+        Subscribing what is subscribed changes nothing, so that a service may do it whenever it starts.
+
+        Args:
+            topic: its name; it is made if there is none.
+            url: what is called with the messages (http(s), or `host:port/package.Service/Method` for gRPC,
+                which only messages with the protocol `grpc` reach). Protect it with a barrier.
+            remark: a word for people who look at the topic. It stays as it was for a URL that is subscribed.
+
+        Returns:
+            Whether it was changed; False: it had this subscriber, perhaps by a first request whose answer was lost.
+
+        Raises:
+            ValueError: the name or the URL cannot work.
+        """
+
+    @abstractmethod
+    def unsubscribe(self, topic: str, url: str) -> bool | Awaitable[bool]:
+        """Let the messages to a topic be sent to a URL no more. Those that are prepared or submitted already still are.
+
+        Returns:
+            Whether it was changed; False: it had no such subscriber.
+        """
+
+    @abstractmethod
+    def delete_topic(self, topic: str) -> bool | Awaitable[bool]:
+        """Delete a topic with all its subscribers. Messages to it are refused from now on.
+
+        Returns:
+            Whether it was deleted; False: there was none.
+        """
+
+    @abstractmethod
     def version(self) -> str | Awaitable[str]:
         """Tell the coordinator's version."""
 

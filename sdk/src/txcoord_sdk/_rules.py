@@ -19,13 +19,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from random import Random
 from typing import NoReturn, Protocol, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from txcoord.model import Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
-from txcoord_sdk._checks import GRPC_SCHEMES, Fields, base_url, checked_gid, checked_url, json_body
+from txcoord_sdk._checks import (
+    GRPC_SCHEMES,
+    Fields,
+    base_url,
+    checked_gid,
+    checked_topic,
+    checked_url,
+    json_body,
+)
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
     RequestRefusedError,
@@ -271,6 +280,44 @@ class Rules:
     def retry_now(self, gid: str) -> Flow[None]:
         answer = yield from self._exchange(gid, self._post("/resetNextCronTime", checked_gid(gid)))
         self._check_success(gid, answer)
+
+    def subscribe(self, topic: str, url: str, remark: str) -> Flow[bool]:
+        checked_topic(topic)
+        if not url:
+            raise ValueError("a subscriber needs a URL, that the topic's messages are sent to")
+        query = {"topic": topic, "url": checked_url(url, name="url")} | ({"remark": remark} if remark else {})
+        call = self._call("GET", "/subscribe", query=query)
+        return (yield from self._change_topic(call, unless=("this url exists",)))
+
+    def unsubscribe(self, topic: str, url: str) -> Flow[bool]:
+        if not url:
+            raise ValueError("name the URL that is to be unsubscribed")
+        call = self._call("GET", "/unsubscribe", query={"topic": checked_topic(topic), "url": url})
+        nothing = ("no such a topic", "this topic is empty", "no such an url")
+        return (yield from self._change_topic(call, unless=nothing))
+
+    def delete_topic(self, topic: str) -> Flow[bool]:
+        call = self._call("DELETE", f"/topic/{quote(checked_topic(topic), safe='')}")
+        return (yield from self._change_topic(call, unless=("no such a topic", "storage: NotFound")))
+
+    def _change_topic(self, call: Call, *, unless: tuple[str, ...]) -> Flow[bool]:
+        """Change it, and say whether that was done now; it was so before if the coordinator's words are one of these.
+
+        The words decide, not the status: a coordinator of DTM answers 500 to all of them.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            reply = yield from self._send(call)
+            if isinstance(reply, HttpAnswer):
+                if (_message(reply) or "").startswith(unless):
+                    return False
+                if not _is_to_repeat(reply):
+                    self._check_success("", reply)
+                    return True
+            if attempt >= self._attempts:
+                self._unreachable("", reply)
+            yield from _pause(self._delay(attempt, reply))
 
     def version(self) -> Flow[str]:
         answer = yield from self._exchange("", self._call("GET", "/version"))

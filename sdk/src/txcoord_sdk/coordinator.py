@@ -214,6 +214,15 @@ class AsyncCoordinator(Operations):
     async def retry_now(self, gid: str) -> None:
         await self._drive(self._rules.retry_now(gid))
 
+    async def subscribe(self, topic: str, url: str, remark: str = "") -> bool:
+        return await self._drive(self._rules.subscribe(topic, url, remark))
+
+    async def unsubscribe(self, topic: str, url: str) -> bool:
+        return await self._drive(self._rules.unsubscribe(topic, url))
+
+    async def delete_topic(self, topic: str) -> bool:
+        return await self._drive(self._rules.delete_topic(topic))
+
     async def version(self) -> str:
         return await self._drive(self._rules.version())
 
@@ -420,6 +429,15 @@ class Coordinator(Operations):
 
     def retry_now(self, gid: str) -> None:
         self._drive(self._rules.retry_now(gid))
+
+    def subscribe(self, topic: str, url: str, remark: str = "") -> bool:
+        return self._drive(self._rules.subscribe(topic, url, remark))
+
+    def unsubscribe(self, topic: str, url: str) -> bool:
+        return self._drive(self._rules.unsubscribe(topic, url))
+
+    def delete_topic(self, topic: str) -> bool:
+        return self._drive(self._rules.delete_topic(topic))
 
     def version(self) -> str:
         return self._drive(self._rules.version())

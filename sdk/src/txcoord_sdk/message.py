@@ -10,9 +10,11 @@ import msgspec
 from txcoord.model import Pattern
 from txcoord.protocol import branch_id_of
 from txcoord_sdk._checks import (
+    TOPIC_PREFIX,
     Duration,
     Fields,
     checked_gid,
+    checked_topic,
     checked_topic_or_url,
     payload_of,
     protocol_for,
@@ -152,6 +154,20 @@ class Message:
         step = MessageStep(gid=self._gid, index=len(self._steps), url=url, payload=payload_of(payload, url))
         self._steps.append(step)
         return step
+
+    def add_topic(self, topic: str, payload: object = None) -> MessageStep:
+        """Add all who have subscribed to a topic when the message is prepared (or, if it is not, submitted).
+
+        Later changes of the topic do not touch it. Each subscriber is a receiver as of `step`, with the same payload.
+
+        Args:
+            topic: the name, without `topic://`. Handing over the message is refused if nobody has subscribed.
+            payload: as for a saga's step.
+
+        Raises:
+            ValueError: the name or the payload cannot work, or the message was prepared or submitted already.
+        """
+        return self.step(f"{TOPIC_PREFIX}{checked_topic(topic)}", payload)
 
     def prepare_request(self, query_prepared: str) -> Fields:
         """Give what a prepare sends, and take no more steps from here on."""
