@@ -19,6 +19,7 @@ import pytest
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.dtm import Dtm
 from tests.integration.scripted import ERROR, Participant
+from txcoord_sdk import AsyncCoordinator, RequestRefusedError
 
 BASE = "/api/dtmsvr"
 SUCCESS = {"dtm_result": "SUCCESS"}
@@ -316,3 +317,45 @@ async def test_each_change_is_in_effect_at_once_on_every_coordinator(
         assert await receivers() == ["new"]
         await topic.delete()
         assert (await topic.delete()).status_code == 404
+
+
+# -- by the SDK ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["http", "grpc"])
+async def sdk(request: pytest.FixtureRequest, servers: Sequence[Process]) -> AsyncIterator[AsyncCoordinator]:
+    url = servers[0].url if request.param == "http" else f"grpc://127.0.0.1:{servers[0].grpc_port}"
+    async with AsyncCoordinator(url) as coordinator:
+        yield coordinator
+
+
+async def test_the_sdk_sends_to_whom_it_has_subscribed(
+    sdk: AsyncCoordinator, topic: Topic, participant: Participant
+) -> None:
+    for path in ("out", "in"):
+        assert await sdk.subscribe(topic.name, f"{participant.url}/{path}", "r")
+        assert not await sdk.subscribe(topic.name, f"{participant.url}/{path}")
+    first = sdk.message(wait_result=True)
+    first.add_topic(topic.name, {"amount": 30})
+    await sdk.submit(first)
+    assert participant.calls(first.gid) == ["out", "in"]
+    assert [branch.branch_id for branch in (await sdk.query(first.gid)).branches] == ["01-01", "01-02"]
+
+    assert await sdk.unsubscribe(topic.name, f"{participant.url}/out")
+    assert not await sdk.unsubscribe(topic.name, f"{participant.url}/out")
+    second = sdk.message(wait_result=True)
+    second.add_topic(topic.name, {"amount": 30})
+    await sdk.submit(second)
+    assert participant.calls(second.gid) == ["in"]
+
+    assert await sdk.delete_topic(topic.name)
+    assert not await sdk.delete_topic(topic.name)
+    third = sdk.message()
+    third.add_topic(topic.name)
+    with pytest.raises(RequestRefusedError, match="topic not found"):
+        await sdk.submit(third)
+
+
+async def test_the_sdk_hears_why_a_subscription_is_refused(sdk: AsyncCoordinator, topic: Topic) -> None:
+    with pytest.raises(RequestRefusedError, match="remark has 201 characters"):
+        await sdk.subscribe(topic.name, "http://p/1", "r" * 201)
