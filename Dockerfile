@@ -19,8 +19,9 @@ VOLUME /data
 
 ENV TXCOORD_HOST=0.0.0.0 \
     TXCOORD_PORT=36789 \
+    TXCOORD_GRPC_PORT=36790 \
     TXCOORD_STORE=sqlite:////data/txcoord.db
-EXPOSE 36789
+EXPOSE 36789 36790
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['TXCOORD_PORT'] + '/readyz', timeout=2)"]
 ENTRYPOINT ["txcoord"]

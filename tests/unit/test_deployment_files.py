@@ -97,6 +97,13 @@ def listens_on(name: str) -> int:
     return int(container_environment(OWN[name])["TXCOORD_PORT"])
 
 
+def all_ports_of(name: str) -> set[int]:
+    if name in EXAMPLES:
+        return {listens_on(name)}
+    environment = container_environment(OWN[name])
+    return {int(environment["TXCOORD_PORT"]), int(environment["TXCOORD_GRPC_PORT"])}
+
+
 def known_names() -> set[str]:
     aliases = {
         alias
@@ -144,7 +151,8 @@ def test_nothing_runs_as_root(stage: str) -> None:
 def test_the_image_runs_the_server(stage: str) -> None:
     assert json.loads(last(stage, "ENTRYPOINT")) == ["txcoord"]
     assert resolved(json.loads(last(stage, "CMD"))) == "serve"
-    assert last(stage, "EXPOSE") == image_environment(stage)["TXCOORD_PORT"]
+    environment = image_environment(stage)
+    assert last(stage, "EXPOSE").split() == [environment["TXCOORD_PORT"], environment["TXCOORD_GRPC_PORT"]]
 
 
 def test_extras_that_are_installed_exist() -> None:
@@ -242,10 +250,16 @@ def test_health_is_asked_for_where_the_service_listens(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_ports_are_published_on_this_machine_only(name: str) -> None:
-    for published in SERVICES[name].get("ports", ()):
-        address, _, inside = published.split(":")
-        assert address == "127.0.0.1"
-        assert int(inside) == listens_on(name)
+    published = [port.split(":") for port in SERVICES[name].get("ports", ())]
+
+    assert {address for address, _, _ in published} <= {"127.0.0.1"}
+    assert not published or {int(inside) for _, _, inside in published} == all_ports_of(name)
+
+
+def test_no_port_of_this_machine_is_published_twice() -> None:
+    outside = [port.split(":")[1] for service in SERVICES.values() for port in service.get("ports", ())]
+
+    assert len(outside) == len(set(outside))
 
 
 def test_folders_and_files_that_are_mounted_exist() -> None:
