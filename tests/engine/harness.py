@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.sagas import rows, url_of
 from tests.virtual_time import VirtualClock
+from txcoord.alert import Alert
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.engine.engine import Engine
 from txcoord.engine.settings import EngineSettings
@@ -214,6 +215,8 @@ class Cluster:
         self.store = LoggedStore(self.log)
         self.participants = Participants(self.log)
         self.clock = VirtualClock()
+        self.alerts: list[Alert] = []
+        """What people were told, by whichever node."""
         self.nodes: list[Node] = []
         self.may_break = False
         """Set by a test that breaks an invariant itself."""
@@ -225,6 +228,7 @@ class Cluster:
             dispatcher=links[1],  # type: ignore[arg-type]
             settings=EngineSettings(**settings),
             node_name=f"node-{len(self.nodes)}",
+            alerts=self,
             clock=self.clock,
             random=Random(len(self.nodes)),
         )
@@ -239,6 +243,9 @@ class Cluster:
         node = Node(engine=engine, service=service, links=links)
         self.nodes.append(node)
         return node
+
+    def raised(self, alert: Alert) -> None:
+        self.alerts.append(alert)
 
     async def close(self) -> None:
         for node in self.nodes:

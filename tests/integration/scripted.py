@@ -51,12 +51,12 @@ class Participant:
 
     usual = SUCCESS
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
         self.received: list[Received] = []
         self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
         self._gates: dict[str, asyncio.Event] = {}
         self._arrived = asyncio.Condition()
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         methods = ["GET", "POST"]
         app = Starlette(routes=[Route("/{path:path}", self._answer, methods=methods)])
