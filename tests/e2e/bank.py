@@ -3,8 +3,8 @@
 Each runs as its own process on its own SQLite file, protected by the SDK's barrier. What
 really happened is read from their tables, not from what the coordinator says.
 
-Of a saga, an action moves the money and a compensation moves it back. Of a TCC, a try freezes
-it, a confirm moves what is frozen, a cancel thaws it.
+Of a saga, an action moves the money and a compensation moves it back; of a workflow, a rollback does
+that. Of a TCC, a try freezes it, a confirm moves what is frozen, a cancel thaws it.
 
 They misbehave on purpose, by the gid, so that a run can be repeated: some transfers are
 refused, some calls are answered with 500 after their effect was committed.
@@ -36,6 +36,7 @@ OPENING_BALANCE = 1_000_000_000
 _MOVES: Mapping[str, tuple[int, int]] = {
     "action": (1, 0),
     "compensate": (-1, 0),
+    "rollback": (-1, 0),
     "try": (0, 1),
     "confirm": (1, -1),
     "cancel": (0, -1),
