@@ -7,8 +7,11 @@ from txcoord_sdk.xa.errors import XaError
 from txcoord_sdk.xa.links import Source
 from txcoord_sdk.xa.participant import take_part, take_part_sync
 from txcoord_sdk.xa.phases import Prepared, finish, finish_sync, prepare, prepare_sync
+from txcoord_sdk.xa.recovery import Fate, Leftover, recover, recover_sync
 
 __all__ = [
+    "Fate",
+    "Leftover",
     "Prepared",
     "Source",
     "XaError",
@@ -17,6 +20,8 @@ __all__ = [
     "finish_sync",
     "prepare",
     "prepare_sync",
+    "recover",
+    "recover_sync",
     "take_part",
     "take_part_sync",
 ]
