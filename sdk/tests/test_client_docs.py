@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
 from types import CodeType
 from typing import Any
 
@@ -48,7 +49,7 @@ PAGE = Answer(200, {"transactions": [{"gid": "g", "trans_type": "saga", "status"
 
 def blocks(document: Path) -> list[CodeType]:
     sources = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
-    return [compile(source, str(document), "exec") for source in sources]
+    return [compile(dedent(source), str(document), "exec") for source in sources]
 
 
 @pytest.fixture
@@ -99,8 +100,10 @@ def users_database(tmp_path: Path) -> Engine:
 def test_the_guide_runs(
     server: ScriptedCoordinator, all_hosts_are_here: None, users_database: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, order, tcc, register, check_back, errors, looking, lifespan, *_ = blocks(GUIDE)
-    server.answers("/submit", STOPPED, Answer(), Answer(), STOPPED)
+    first, order, tcc, register, check_back, topics, errors, looking, lifespan, *_ = blocks(GUIDE)
+    server.answers("/submit", STOPPED, Answer(), Answer(), Answer(), STOPPED)
+    for path in ("/subscribe", "/unsubscribe", "/topic/registered"):
+        server.answers(path, Answer())
     server.answers("/prepare", Answer(), Answer())
     server.answers("/registerBranch", Answer(), Answer())
     server.answers("/try", Answer(), Answer())
@@ -114,7 +117,7 @@ def test_the_guide_runs(
         for block in (order, tcc, register, check_back):
             exec(block, names)
         gid = names["register"]("ada")
-        for block in (errors, looking):
+        for block in (topics, errors, looking):
             exec(block, names)
     exec(lifespan, names)
 
