@@ -22,6 +22,10 @@ class Dtm:
         self._participant = participant
         self.gid = f"g-{uuid4().hex}"
 
+    def beside(self) -> Dtm:
+        """The same client with another transaction."""
+        return Dtm(self._http, self._participant)
+
     async def submit(self, **changes: Any) -> httpx.Response:
         """Submit a saga of two steps, `out` and `in`."""
         url = self._participant.url
