@@ -123,6 +123,8 @@ class _Delivery(msgspec.Struct, frozen=True):
     delay: float | None = None
     max_attempts: int | None = None
     deadline: float | None = None
+    concurrent: bool | None = None
+    """As in a saga's: DTM's gRPC messages have no other place for it."""
 
 
 def _with_delivery(options: Options, custom_data: str, limits: Limits) -> Options:
@@ -144,6 +146,7 @@ def _with_delivery(options: Options, custom_data: str, limits: Limits) -> Option
         delay_us=delay_us,
         max_attempts=min(max(delivery.max_attempts or 0, 0), 2**31 - 1),
         give_up_after_us=give_up_after_us,
+        concurrent=options.concurrent or bool(delivery.concurrent),
     )
 
 
