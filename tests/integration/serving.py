@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -13,10 +13,10 @@ from tests.processes import free_port
 
 
 @asynccontextmanager
-async def serving(app: Any, port: int | None = None) -> AsyncIterator[str]:
+async def serving(app: Any, port: int | None = None, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
     """Serve an ASGI application while the block lasts; give its URL."""
     port = port or free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan=lifespan))
     task = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         while not server.started:
