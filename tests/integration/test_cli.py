@@ -176,6 +176,13 @@ def test_a_port_in_use_ends_the_start_with_1(flag: str) -> None:
     assert sentence.endswith(f"choose another with --host and {flag}")
 
 
+def test_two_coordinators_do_not_share_a_port_unnoticed(serving: Serving) -> None:
+    done = txcoord("serve", "--port", "0", "--grpc-port", serving.grpc.rpartition(":")[2], "--store", "memory://")
+
+    assert done.returncode == 1
+    assert "Address already in use" in only_sentence(done)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("store", ["mysql://root:secret@127.0.0.1:1/db", "postgresql://root:secret@127.0.0.1:1/db"])
 def test_a_store_that_is_away_ends_the_start_with_1(store: str, workers: str) -> None:

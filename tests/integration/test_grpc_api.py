@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -684,6 +685,29 @@ async def test_a_drain_answers_who_waits_and_takes_nothing_new(tmp_path: Path, p
             gate.set()
             assert await waiting == (OK, "")
             assert await ending == 0
+    finally:
+        process.close()
+
+
+async def test_a_second_signal_does_not_wait(tmp_path: Path, participant: Participant) -> None:
+    process = coordinator(f"sqlite:///{tmp_path}/txcoord.db", tmp_path, TXCOORD_DRAIN_S="300")
+    process.start()
+    assert process.process is not None
+    try:
+        async with connected(process) as channel:
+            client = Client(channel)
+            participant.hold("slow")
+            waiting = asyncio.create_task(client.saga(f"{participant.url}/slow", wait_result=True, request_timeout=600))
+            await participant.called("slow", client.gid)
+            watching = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+            assert await watching.read() == serving("SERVING")
+
+            process.process.send_signal(signal.SIGTERM)
+            assert await watching.read() == serving("NOT_SERVING")
+            process.process.send_signal(signal.SIGTERM)
+
+            assert await asyncio.to_thread(process.process.wait, 30) == 1
+            assert (await waiting)[0] in (UNAVAILABLE, grpc.StatusCode.CANCELLED)
     finally:
         process.close()
 

@@ -10,9 +10,9 @@ sends no message without an answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import grpc
 
@@ -112,10 +112,10 @@ class GrpcApi:
 
         return grpc.stream_unary_rpc_method_handler(answer)
 
-    async def _outlive(self, call: Awaitable[bytes | Reply]) -> bytes | Reply:
+    async def _outlive(self, call: Coroutine[Any, Any, bytes | Reply]) -> bytes | Reply:
         # A caller that goes away or runs out of time is no reason to stop halfway: what it
         # asked for is carried out, as it is for one that loses its HTTP connection.
-        task = asyncio.ensure_future(call)
+        task = asyncio.get_running_loop().create_task(call)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)

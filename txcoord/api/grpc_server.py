@@ -40,6 +40,7 @@ class GrpcServer:
         names = [*self._api.services, HEALTH_SERVICE]
         handlers = [*self._api.handlers(), self._health.handler(), reflection_handler(names)]
         self._server.add_generic_rpc_handlers(handlers)
+        self._hurrying: asyncio.Task[None] | None = None
 
     async def start(self, address: tuple[str, int], credentials: grpc.ServerCredentials | None) -> int:
         """Listen at an IP address and port, with TLS if there are credentials.
@@ -68,9 +69,11 @@ class GrpcServer:
 
     def stop_waiting(self) -> None:
         """End what is under way now, and with it a `stop` that waits."""
-        self._stopping_now = asyncio.ensure_future(self._server.stop(0))
+        self._hurrying = asyncio.get_running_loop().create_task(self._server.stop(0))
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; end those under way when `grace_s` has passed."""
         await self._server.stop(grace_s)
+        if self._hurrying is not None:
+            await self._hurrying
         await self._api.close()
