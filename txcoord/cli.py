@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from txcoord import __version__
-from txcoord.errors import SchemaError, StoreUnavailableError
+from txcoord.errors import SchemaError, StoreUnavailableError, TxcoordError
 from txcoord.settings import (
     Loaded,
     Settings,
@@ -40,6 +40,8 @@ app = typer.Typer(
 )
 db = typer.Typer(help="The tables of the store.", no_args_is_help=True)
 app.add_typer(db, name="db")
+xa = typer.Typer(help="The participants' databases in XA transactions.", no_args_is_help=True)
+app.add_typer(xa, name="xa")
 
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings (or TXCOORD_CONFIG).", show_default=False, metavar="FILE")
@@ -191,6 +193,10 @@ def show_settings(
         value = shown(shown_value(name, getattr(loaded.values, name)))
         origin = loaded.origin(name)
         table.add_row(name, value, origin, allowed, style="" if origin == "default" else "bold")
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         # Whoever reads this through a pipe wants whole lines.
@@ -228,6 +234,48 @@ def current(config: Config = None, store: Store = None) -> None:
         typer.echo(f"store {settings.shown_store()}: {state}, as this program needs it")
     else:
         _fail(f"store {settings.shown_store()}: {state}, this program needs {HEAD}: run txcoord db upgrade", 1)
+
+
+@xa.command()
+def recover(
+    url: Annotated[str, typer.Option(help="A participant's database: mysql://… or postgresql://….", metavar="URL")],
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="Whom to ask; else TXCOORD_URL, or this machine.", show_default=False, metavar="URL"),
+    ] = None,
+    end: Annotated[bool, typer.Option("--end", help="Commit what has succeeded, roll back what has failed.")] = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="With --end, roll back what the coordinator does not know.")
+    ] = False,
+    gid: Annotated[
+        list[str] | None,
+        typer.Option(help="One that cannot be read from a name; may be repeated.", show_default=False, metavar="GID"),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The barrier table, if it is not DTM's.", show_default=False, metavar="NAME")
+    ] = None,
+) -> None:
+    """Show prepared transactions in a participant's database that nobody will end, and end them with --end.
+
+    Others than txcoord's are neither shown nor touched. Ends with 1 if something is left to do.
+    """
+    try:
+        from txcoord_sdk.xa.cli import COLUMNS, recover_at, row
+    except ImportError as error:
+        _fail(f"this needs the SDK: pip install 'txcoord-sdk[mysql,postgres]' ({error})", EXIT_NOT_STARTED)
+    try:
+        found = recover_at(url, coordinator=coordinator, end=end, unknown=unknown, gids=gid or (), table=table)
+    except TxcoordError as error:
+        _fail(str(error), EXIT_NOT_STARTED)
+    if not found:
+        typer.echo("no prepared transaction of ours")
+        return
+    shown_rows = Table(*COLUMNS, box=None, pad_edge=False)
+    for leftover in found:
+        shown_rows.add_row(*row(leftover), style="" if leftover.is_settled else "bold")
+    _print(shown_rows)
+    if not all(leftover.is_settled for leftover in found):
+        raise typer.Exit(1)
 
 
 def _load_for_tables(store: str | None, config: Path | None) -> Settings:

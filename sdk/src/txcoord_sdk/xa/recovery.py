@@ -57,6 +57,28 @@ class Leftover:
     problem: str = ""
     """Why it could not be ended."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody has to do anything about it."""
+        return self.fate is Fate.WAIT or self.ended is not None
+
+    @property
+    def meaning(self) -> str:
+        """One clause for people: what was done, or is to be done."""
+        if self.ended is not None:
+            return _DONE[self.ended]
+        return self.problem or _TO_DO[self.fate]
+
+
+_DONE = {Op.COMMIT: "committed", Op.ROLLBACK: "rolled back"}
+_TO_DO = {
+    Fate.COMMIT: "is to be committed (--end)",
+    Fate.ROLLBACK: "is to be rolled back (--end)",
+    Fate.WAIT: "the coordinator will end it",
+    Fate.UNKNOWN: "the coordinator does not know it: roll back (--end --unknown) if that is the right one",
+    Fate.UNNAMED: "its name does not tell its gid: name that (--gid)",
+}
+
 
 async def recover(
     source: Source,
