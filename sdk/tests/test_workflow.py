@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import re
 import threading
 from base64 import b64decode
 from collections import Counter
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -55,6 +57,7 @@ class Receipt(BaseModel):
 
 
 ORDER = Order(3, 20)
+PAGE = Path(__file__).parents[2] / "docs" / "workflow.md"
 _numbers = count(1)
 
 
@@ -831,6 +834,33 @@ async def test_a_step_is_of_the_workflows_kind(world: World) -> None:
     blocking.workflow("odd")(lambda wf, given: wf.step(later))  # type: ignore[arg-type, return-value]
     with pytest.raises(TypeError, match="later is a coroutine function: use AsyncWorkflows"):
         blocking.run("odd")
+
+
+# -- the page ------------------------------------------------------------------------------
+
+
+async def test_the_page_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TXCOORD_URL", "http://txcoord")
+    client, transport = httpx.AsyncClient, httpx.MockTransport(world.handle)
+    monkeypatch.setattr("txcoord_sdk.coordinator.httpx.AsyncClient", lambda: client(transport=transport))
+    world.answer("/paris", (200, '"room 1"'))
+    world.answer("/rome", REFUSED)
+    names: dict[str, Any] = {}
+
+    for source in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+        exec(compile(source, str(PAGE), "exec"), names)
+
+    async with client(transport=httpx.ASGITransport(names["app"]), base_url="http://shop") as shop:
+        answers = [await shop.put("/purchases/g1", json={"id": 3, "quantity": 20}) for _ in range(2)]
+        query, body = world.request_to_resume("g1")
+        resumed = await shop.post("/workflow/resume", params=query, content=body)
+    assert [answer.json() for answer in answers] == [1980, 1980]
+    assert resumed.status_code == 200
+    assert world.calls == ["/order-create action", "/deduct-try action", "/deduct-confirm commit"]
+    assert await names["settle"].run(5) == "paid 5"
+    with pytest.raises(TransactionFailedError, match="/rome"):
+        await names["travel"].run(["paris", "rome"])
+    assert world.calls[-1] == "/paris/cancel rollback"
 
 
 # -- crashes -------------------------------------------------------------------------------
