@@ -23,13 +23,14 @@ async def serving_async(
     *handlers: grpc.GenericRpcHandler,
     interceptors: Any = (),
     add: Callable[[Any], None] = lambda _: None,
+    at: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:
     """Run a server of `grpc.aio`; give its host and port."""
     pool = ThreadPoolExecutor(4)
     server = grpc.aio.server(migration_thread_pool=pool, interceptors=interceptors)
     server.add_generic_rpc_handlers(handlers)
     add(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(at)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -43,13 +44,14 @@ async def serving_threads(
     *handlers: grpc.GenericRpcHandler,
     interceptors: Any = (),
     add: Callable[[Any], None] = lambda _: None,
+    at: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:
     """Run a server that works in threads; give its host and port."""
     pool = ThreadPoolExecutor(4)
     server = grpc.server(pool, interceptors=interceptors)
     server.add_generic_rpc_handlers(handlers)
     add(server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(at)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
@@ -17,19 +18,22 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sdk.tests.grpc_support import SERVICE, call, handler_of, serving_async, serving_threads
-from txcoord_sdk import Outcome, Status, TryFailedError
+from txcoord_sdk import AsyncCoordinator, Outcome, Status, TryFailedError
 from txcoord_sdk.barrier import BranchBarrier, create_table_sync
 from txcoord_sdk.grpc import (
     QUERY_PREPARED,
+    RESUME_WORKFLOW,
     AsyncBranchInterceptor,
     BranchContext,
     BranchFailed,
     BranchInterceptor,
     BranchOngoing,
     add_query_prepared,
+    add_workflows,
     branch_context,
     branch_method,
 )
+from txcoord_sdk.workflow import AsyncWorkflows
 
 OK, ABORTED, AGAIN = grpc.StatusCode.OK, grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION
 INTERNAL, INVALID, UNKNOWN = grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN
@@ -331,3 +335,26 @@ async def test_a_check_back_in_threads_needs_connections_that_block(
 
     assert code is INTERNAL
     assert "needs a source that blocks" in str(caplog.records[-1].exc_info)
+
+
+# -- workflows -----------------------------------------------------------------------------
+
+
+async def test_a_request_to_resume_is_answered_in_the_words_of_grpc() -> None:
+    async with AsyncCoordinator() as coordinator:
+        workflows = AsyncWorkflows(coordinator, resume_url=f"shop:9000/{RESUME_WORKFLOW}")
+        async with serving_async(add=lambda server: add_workflows(server, workflows)) as target:
+            unknown = await call(target, RESUME_WORKFLOW, gid="g1", trans_type="workflow", branch_id="00", op="buy")
+            lacking = await call(target, RESUME_WORKFLOW, gid="g1")
+            garbled = await call(target, RESUME_WORKFLOW, b"\xff", gid="g1")
+
+    assert unknown[:2] == (INTERNAL, "the log of this participant says why")
+    assert lacking[0] is INVALID
+    assert garbled[0] is INVALID
+
+
+async def test_async_workflows_need_a_server_of_asyncio() -> None:
+    async with AsyncCoordinator() as coordinator:
+        workflows = AsyncWorkflows(coordinator, resume_url=f"shop:9000/{RESUME_WORKFLOW}")
+        with pytest.raises(TypeError, match=r"need a server of grpc\.aio"):
+            add_workflows(grpc.server(ThreadPoolExecutor(1)), workflows)

@@ -16,8 +16,10 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sdk.tests.client_support import unused_url
+from sdk.tests.grpc_support import serving_async, serving_threads
 from tests.e2e.harness import Process, coordinator
 from tests.integration.grpc_bank import AMOUNT, BALANCE, SMALL_AMOUNT, Bank, bank_at
+from tests.processes import free_port
 from txcoord import __version__
 from txcoord_sdk import (
     AsyncCoordinator,
@@ -34,8 +36,10 @@ from txcoord_sdk import (
     TransactionNotFoundError,
     TransactionRunningError,
     TryFailedError,
+    new_gid,
 )
-from txcoord_sdk.grpc import BranchFailed, BranchOngoing
+from txcoord_sdk.grpc import RESUME_WORKFLOW, BranchFailed, BranchOngoing, add_workflows
+from txcoord_sdk.workflow import AsyncWorkflow, AsyncWorkflows, Workflow, WorkflowInterruptedError, Workflows
 
 UNTOUCHED = {"out": (BALANCE, 0), "in": (BALANCE, 0)}
 ONGOING = BranchOngoing("not yet")
@@ -412,6 +416,56 @@ async def test_a_commit_that_failed_for_the_caller_only_is_delivered(
                 await client.do_and_submit(message, bank.query_prepared, connection, pays(amount))
 
     assert (await client.wait(message.gid)).status is Status.SUCCEEDED
+    assert await bank.balances() == moved
+
+
+# -- workflows -----------------------------------------------------------------------------
+
+
+async def test_a_workflow_that_was_interrupted_is_resumed_over_grpc(
+    client: AsyncCoordinator, bank: Bank, amount: Int64Value, moved: dict[str, Any]
+) -> None:
+    bank.script("In", "action", LookupError("broken"))
+    target = f"127.0.0.1:{free_port()}"
+    workflows = AsyncWorkflows(client, resume_url=f"{target}/{RESUME_WORKFLOW}")
+
+    @workflows.workflow(request_timeout=3, retry_interval=1)
+    async def transfer(wf: AsyncWorkflow, given: bytes) -> bytes:
+        for name in ("Out", "In"):
+            answer = await wf.call(bank.url(name), given)
+        return answer.body
+
+    gid = new_gid()
+    async with serving_async(add=lambda server: add_workflows(server, workflows), at=target):
+        with pytest.raises(WorkflowInterruptedError):
+            await transfer.run(amount.SerializeToString(), gid=gid)
+        assert (await client.wait(gid)).status is Status.SUCCEEDED
+
+    assert bank.calls(gid) == ["Out-action", "In-action", "In-action"]
+    assert await transfer.run(b"", gid=gid) == amount.SerializeToString()
+    assert await bank.balances() == moved
+
+
+@pytest.mark.parametrize("serving", [serving_async, serving_threads])
+async def test_workflows_that_block_are_resumed_by_either_server(
+    url: str, bank: Bank, amount: Int64Value, moved: dict[str, Any], serving: Any
+) -> None:
+    bank.script("In", "action", LookupError("broken"))
+    target = f"127.0.0.1:{free_port()}"
+    with Coordinator(url, attempts=3, backoff=0.01) as client:
+        workflows = Workflows(client, resume_url=f"{target}/{RESUME_WORKFLOW}")
+
+        @workflows.workflow(request_timeout=3, retry_interval=1)
+        def transfer(wf: Workflow, given: bytes) -> None:
+            for name in ("Out", "In"):
+                wf.call(bank.url(name), given)
+
+        gid = new_gid()
+        async with serving(add=lambda server: add_workflows(server, workflows), at=target):
+            with pytest.raises(WorkflowInterruptedError):
+                await asyncio.to_thread(transfer.run, amount.SerializeToString(), gid=gid)
+            assert (await asyncio.to_thread(client.wait, gid)).status is Status.SUCCEEDED
+
     assert await bank.balances() == moved
 
 

@@ -86,11 +86,7 @@ class BranchContext:
     @classmethod
     def from_metadata(cls, metadata: Iterable[tuple[str, str | bytes]], *, table: str | None = None) -> Self:
         """Read the context from the metadata of a call over gRPC; otherwise as `from_query`."""
-        query = {
-            key.removeprefix(METADATA_PREFIX): _decoded(value)
-            for key, value in metadata
-            if key.startswith(METADATA_PREFIX) and isinstance(value, str)
-        }
+        query = query_in(metadata)
         if (url := query.get(COORDINATOR_PARAMETER, "")) and "://" not in url:
             # Host and port, as DTM's clients say it; a client of ours takes an address with its scheme.
             query[COORDINATOR_PARAMETER] = f"grpc://{url}"
@@ -115,6 +111,15 @@ class BranchContext:
             phase2_url=phase2_url,
             redis_key=key,
         )
+
+
+def query_in(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    """Return what a call over HTTP would have in its query."""
+    return {
+        key.removeprefix(METADATA_PREFIX): _decoded(value)
+        for key, value in metadata
+        if key.startswith(METADATA_PREFIX) and isinstance(value, str)
+    }
 
 
 def _decoded(value: str) -> str:

@@ -25,25 +25,33 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from inspect import iscoroutinefunction
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from txcoord.errors import InvalidRequestError
 from txcoord.outcome import clean
-from txcoord.protocol import METADATA_PREFIX, QUERY_PARAMETERS, STATUS_FAILURE, STATUS_ONGOING
+from txcoord.proto.workflow_pb2 import WorkflowData
+from txcoord.protocol import METADATA_PREFIX, QUERY_PARAMETERS, STATUS_FAILURE, STATUS_ONGOING, WORKFLOW_METHOD
 from txcoord_sdk._check_back import Source, check_back, check_back_sync
 from txcoord_sdk._rules import MAX_REASON
-from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing, answer_to
+from txcoord_sdk.branch import Answer, BranchContext, BranchFailed, BranchOngoing, answer_to, query_in
+
+if TYPE_CHECKING:
+    # A participant without workflows need not load them.
+    from txcoord_sdk.workflow import AsyncWorkflows, Workflows
 
 __all__ = [
     "QUERY_PREPARED",
+    "RESUME_WORKFLOW",
     "AsyncBranchInterceptor",
     "BranchContext",
     "BranchFailed",
     "BranchInterceptor",
     "BranchOngoing",
     "add_query_prepared",
+    "add_workflows",
     "branch_context",
     "branch_method",
 ]
@@ -51,13 +59,20 @@ __all__ = [
 QUERY_PREPARED = "txcoord.v1.CheckBack/QueryPrepared"
 """The method that `add_query_prepared` adds: with your host and port before it, the `query_prepared` of messages."""
 
+RESUME_WORKFLOW = WORKFLOW_METHOD
+"""The method that `add_workflows` adds: with your host and port before it, the `resume_url` of workflows."""
+
 ServicerContext = Any
 """Of either kind of server; their common part is all that is used."""
 Method = Callable[..., Any]
 Reading = Callable[[ServicerContext], BranchContext | None]
 
 _REQUIRED = frozenset(f"{METADATA_PREFIX}{name}" for name in QUERY_PARAMETERS)
-_CODES = {STATUS_FAILURE: grpc.StatusCode.ABORTED, STATUS_ONGOING: grpc.StatusCode.FAILED_PRECONDITION}
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    STATUS_FAILURE: grpc.StatusCode.ABORTED,
+    STATUS_ONGOING: grpc.StatusCode.FAILED_PRECONDITION,
+}
 
 _current: ContextVar[BranchContext] = ContextVar("txcoord_sdk.grpc.branch")
 
@@ -160,8 +175,54 @@ def add_query_prepared(server: grpc.Server | grpc.aio.Server, source: Source, *,
         check_back_sync(source, branch)
         return b""
 
-    method = _with_branch(ask if isinstance(server, grpc.aio.Server) else ask_now, table)
-    service, _, name = QUERY_PREPARED.partition("/")
+    _add(server, QUERY_PREPARED, _with_branch(ask if isinstance(server, grpc.aio.Server) else ask_now, table))
+
+
+def add_workflows(server: grpc.Server | grpc.aio.Server, workflows: AsyncWorkflows | Workflows) -> None:
+    """Add the method at which the coordinator asks a participant to go on with its workflows.
+
+    Its URL is your `host:port/` followed by `RESUME_WORKFLOW`. It answers as `txcoord_sdk.starlette.workflow_route`
+    does, in the words of gRPC; it needs no interceptor.
+
+    Raises:
+        TypeError: these are `AsyncWorkflows`, and the server is none of `grpc.aio`.
+    """
+
+    async def resume(request: bytes, context: ServicerContext) -> bytes:
+        query, given = _to_resume(request, context)
+        answer = await cast("AsyncWorkflows", workflows).resume(query, given)
+        if answer.status != 200:
+            await context.abort(*_in_grpc(answer))
+        return b""
+
+    def resume_now(request: bytes, context: ServicerContext) -> bytes:
+        query, given = _to_resume(request, context)
+        answer = cast("Workflows", workflows).resume(query, given)
+        if answer.status != 200:
+            context.abort(*_in_grpc(answer))
+        return b""
+
+    is_async = iscoroutinefunction(workflows.resume)
+    if is_async and not isinstance(server, grpc.aio.Server):
+        raise TypeError("AsyncWorkflows need a server of grpc.aio: give it Workflows, which block")
+    nothing = _nothing_read
+    _add(server, RESUME_WORKFLOW, _answered(resume, nothing) if is_async else _answered_now(resume_now, nothing))
+
+
+def _nothing_read(_context: ServicerContext) -> None:
+    return None
+
+
+def _to_resume(request: bytes, context: ServicerContext) -> tuple[dict[str, str], bytes]:
+    try:
+        data = WorkflowData.FromString(request).Data
+    except DecodeError as error:
+        raise InvalidRequestError(f"the request is no {WorkflowData.DESCRIPTOR.full_name}: {error}") from error
+    return query_in(context.invocation_metadata() or ()), data
+
+
+def _add(server: grpc.Server | grpc.aio.Server, path: str, method: Method) -> None:
+    service, _, name = path.partition("/")
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(method)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
 
@@ -259,9 +320,12 @@ def _status(error: Exception, context: ServicerContext) -> tuple[grpc.StatusCode
     """
     if isinstance(error, InvalidRequestError):
         return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-    metadata = dict(context.invocation_metadata() or ())
-    if not _REQUIRED & metadata.keys():
+    query = query_in(context.invocation_metadata() or ())
+    if not query.keys() & QUERY_PARAMETERS:
         raise error
-    query = {name: str(metadata.get(f"{METADATA_PREFIX}{name}", "")) for name in QUERY_PARAMETERS}
-    answer = answer_to(error, query)
-    return _CODES.get(answer.status, grpc.StatusCode.INTERNAL), clean(str(answer.body["message"]), MAX_REASON)
+    return _in_grpc(answer_to(error, query))
+
+
+def _in_grpc(answer: Answer) -> tuple[grpc.StatusCode, str]:
+    said = clean(str(answer.body.get("message", "")), MAX_REASON)
+    return _CODES.get(answer.status, grpc.StatusCode.INTERNAL), said
