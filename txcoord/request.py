@@ -119,7 +119,7 @@ def check_options(request: TransRequest, limits: Limits) -> Options:
         request_timeout_s=_check_seconds("request_timeout", request.request_timeout, limits),
         retry_interval_s=_check_seconds("retry_interval", request.retry_interval, limits),
         retry_limit=min(max(request.retry_limit, 0), 2**31 - 1),
-        branch_headers=_check_headers(request.branch_headers, limits),
+        branch_headers=_check_headers(request.branch_headers, limits, request.protocol),
         concurrent=request.concurrent,
     )
 
@@ -185,12 +185,28 @@ def is_grpc(url: str, protocol: str) -> bool:
     return protocol != HTTP and not url.startswith(("http://", "https://"))
 
 
+def fault_of_metadata(key: str, value: str) -> str:
+    """Say why a name (in lower case) and a value cannot be metadata of a gRPC call; "" if they can."""
+    if not _METADATA_KEY.fullmatch(key):
+        return "is no metadata name (letters, digits, hyphens, dots and underscores)"
+    # What a "-bin" name has is sent as bytes.
+    is_sendable = key.endswith("-bin") or _METADATA_VALUE.fullmatch(value)
+    return "" if is_sendable else "has a value that metadata cannot carry (printable ASCII)"
+
+
+_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
+_METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
+
 GRPC_FORM = "host:port/package.Service/Method"
 _GRPC_URL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
 
 
 def _fault_of_grpc_url(url: str) -> str:
-    return "" if _GRPC_URL.fullmatch(url) else f"cannot be called over gRPC: it must be of the form {GRPC_FORM}"
+    match = _GRPC_URL.fullmatch(url)
+    if match is None:
+        return f"cannot be called over gRPC: it must be of the form {GRPC_FORM}"
+    is_port = match[2] is None or 0 < int(match[2][1:]) < 65_536
+    return "" if is_port else "cannot be called over gRPC: its port is not one from 1 to 65535"
 
 
 @lru_cache(maxsize=4096)
@@ -232,7 +248,7 @@ def _check_seconds(name: str, seconds: int, limits: Limits) -> int:
     return max(seconds, 0)
 
 
-def _check_headers(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
+def _check_headers(headers: Mapping[str, str], limits: Limits, protocol: str) -> dict[str, str]:
     size = sum(len(name) + len(value) + 4 for name, value in headers.items())
     if size > limits.max_header_bytes:
         raise RequestTooLargeError(
@@ -245,4 +261,6 @@ def _check_headers(headers: Mapping[str, str], limits: Limits) -> dict[str, str]
             raise InvalidRequestError(
                 f"branch_headers: the value of {name!r} has characters that a header cannot carry"
             )
+        if protocol == GRPC and (fault := fault_of_metadata(name.lower(), value)):
+            raise InvalidRequestError(f"branch_headers: {name!r} {fault}, and the branches are called over gRPC")
     return dict(headers)

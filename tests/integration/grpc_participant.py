@@ -50,22 +50,17 @@ def failure(reason: str) -> Answer:
 
 
 class GrpcParticipant(grpc.GenericRpcHandler):
-    """Answers OK, unless the next answers of a method have been set with `script`.
+    """Answers OK, unless the next answers of a method have been set with `script`."""
 
-    Args:
-        work: decides, in place of OK, what is answered to a call without a script.
-    """
-
-    def __init__(
-        self, *, credentials: grpc.ServerCredentials | None = None, port: int = 0, work: Work | None = None
-    ) -> None:
+    def __init__(self, *, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
         self.received: list[Received] = []
         self.reply = b"\xffno protobuf"
         self._scripts: dict[str, deque[Answer]] = defaultdict(deque)
         self._gates: dict[str, asyncio.Event] = {}
         self._arrived = asyncio.Condition()
         self._credentials = credentials
-        self._work = work
+        self.work: Work | None = None
+        """Decides, in place of OK, what is answered to a call without a script."""
         self.port = port
         self._server: Any = None
 
@@ -138,7 +133,7 @@ class GrpcParticipant(grpc.GenericRpcHandler):
         if self._scripts[method]:
             code, text = self._scripts[method].popleft()
         else:
-            code, text = await self._work(received) if self._work else SUCCESS
+            code, text = await self.work(received) if self.work else SUCCESS
         if code is not grpc.StatusCode.OK:
             await context.abort(code, text)
         return self.reply

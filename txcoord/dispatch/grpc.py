@@ -31,7 +31,7 @@ from txcoord.model import Outcome, Pattern
 from txcoord.outcome import clean, understand_grpc
 from txcoord.proto.workflow_pb2 import WorkflowData
 from txcoord.protocol import CONNECTION_HEADERS, METADATA_PREFIX
-from txcoord.request import GRPC_FORM
+from txcoord.request import GRPC_FORM, fault_of_metadata
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 _Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
@@ -39,8 +39,6 @@ _Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 _URL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?(/[A-Za-z_][\w.]*/[A-Za-z_]\w*)", re.ASCII)
 _DEFAULT_PORT = 443  # as gRPC has it, with TLS or without
 
-_NAME = re.compile(r"[0-9a-z_.-]+")
-_VALUE = re.compile(r"[\x20-\x7e]*")
 _OURS = frozenset(f"{METADATA_PREFIX}{name}" for name in ("gid", "trans_type", "branch_id", "op", "dtm"))
 _LEFT_OUT = CONNECTION_HEADERS | _OURS | {"content-type", "user-agent"}
 _GID, _TRANS_TYPE, _BRANCH_ID, _OP, _DTM = (
@@ -324,21 +322,10 @@ def make_metadata(headers: Iterable[tuple[str, str]]) -> Metadata:
         key = name.lower()
         if key in _LEFT_OUT or key.startswith("grpc-"):
             continue
-        if not _NAME.fullmatch(key):
-            raise BadHeaderError(f"the branch header {_shown(name)} cannot be sent over gRPC: this is no metadata name")
-        if key.endswith("-bin"):
-            found[key] = value.encode("utf-8", "replace")
-        elif _VALUE.fullmatch(value):
-            found[key] = value
-        else:
-            raise BadHeaderError(
-                f"the branch header {_shown(name)} cannot be sent over gRPC: its value is not printable ASCII"
-            )
+        if fault := fault_of_metadata(key, value):
+            raise BadHeaderError(f"the branch header {clean(name, 80)!a} cannot be sent over gRPC: it {fault}")
+        found[key] = value.encode("utf-8", "replace") if key.endswith("-bin") else value
     return tuple(found.items())
-
-
-def _shown(name: str) -> str:
-    return ascii(clean(name, 80))
 
 
 def _ascii(text: str) -> str:
