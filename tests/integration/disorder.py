@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import httpx
 import redis.asyncio as aredis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -29,7 +28,7 @@ from starlette.routing import Route
 from txcoord_sdk import AsyncCoordinator, Message, Status, TransactionFailedError
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError, create_table
 from txcoord_sdk.barrier.redis import Increment, LuaWork, RedisWork
-from txcoord_sdk.starlette import BranchContext, BranchFailed, branch_endpoint, query_prepared_route
+from txcoord_sdk.starlette import BranchContext, BranchFailed, branch_endpoint, query_prepared_route, xa_route
 
 LOCK_WAIT_S = 60
 
@@ -70,11 +69,16 @@ class Call:
         return Point(self.query["branch_id"], self.query["op"])
 
 
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
 class Network:
     """Hands calls over to an application, with one fault in each transaction that `fails` was told of."""
 
     def __init__(self, app: Any) -> None:
-        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://participants")
+        self._app = app
         self._faults: dict[str, tuple[Point, Fault]] = {}
         self._calls: dict[str, list[Call]] = defaultdict(list)
         self._held: dict[str, list[Call]] = defaultdict(list)
@@ -95,7 +99,7 @@ class Network:
             await self._hand_over(call)
 
     def broke(self, gid: str) -> bool:
-        """Whether a participant gave no clear answer, as when its database ended a deadlock."""
+        """Whether a participant gave no clear answer: its database ended a deadlock, or another call is under way."""
         return gid in self._broken
 
     async def __aenter__(self) -> Self:
@@ -108,7 +112,6 @@ class Network:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        await self._http.aclose()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -116,9 +119,9 @@ class Network:
         self._connections.add(task)
         try:
             while (answer := await self._deliver(await _read(reader))) is not None:
-                head = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n"
-                length = f"content-type: application/json\r\ncontent-length: {len(answer.content)}\r\n\r\n"
-                writer.write((head + length).encode() + answer.content)
+                head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
+                length = f"content-type: application/json\r\ncontent-length: {len(answer.body)}\r\n\r\n"
+                writer.write((head + length).encode() + answer.body)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the caller hung up
@@ -126,7 +129,7 @@ class Network:
             self._connections.discard(task)
             writer.close()
 
-    async def _deliver(self, call: Call) -> httpx.Response | None:
+    async def _deliver(self, call: Call) -> Answer | None:
         gid = call.query["gid"]
         is_first = call.point not in self.points(gid)
         self._calls[gid].append(call)
@@ -157,11 +160,35 @@ class Network:
         for call in self._held.pop(gid, []):
             await self._hand_over(call)
 
-    async def _hand_over(self, call: Call) -> httpx.Response:
-        answer = await self._http.request(call.method, call.target, headers=call.headers, content=call.body)
-        if answer.status_code >= 500:
+    async def _hand_over(self, call: Call) -> Answer:
+        answer = await _ask(self._app, call)
+        if answer.status not in (200, 409):
             self._broken.add(call.query["gid"])
         return answer
+
+
+async def _ask(app: Any, call: Call) -> Answer:
+    """Have an ASGI application answer a call."""
+    parts = urlsplit(call.target)
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": call.method,
+        "scheme": "http",
+        "path": parts.path,
+        "query_string": parts.query.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in call.headers.items()],
+    }
+    said: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": call.body}
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    await app(scope, receive, send)
+    return Answer(said[0]["status"], b"".join(message.get("body", b"") for message in said))
 
 
 async def _read(reader: asyncio.StreamReader) -> Call:
@@ -212,6 +239,10 @@ class Purses(ABC):
     def source(self) -> Any:
         """What the ready-made check-back asks."""
 
+    async def prepared(self, gid: str) -> Sequence[str]:
+        """Branches of XA that are prepared and not ended."""
+        return []
+
     @property
     def app(self) -> Starlette:
         async def purse(request: Request, branch: BranchContext) -> None:
@@ -219,8 +250,16 @@ class Purses(ABC):
             await self.perform(branch, body["owner"], body["amount"])
 
         return Starlette(
-            routes=[Route("/purse", branch_endpoint(purse), methods=["POST"]), query_prepared_route(self.source)]
+            routes=[
+                Route("/purse", branch_endpoint(purse), methods=["POST"]),
+                query_prepared_route(self.source),
+                xa_route("/xa-purse", self.source, _change_prepared),
+            ]
         )
+
+
+async def _change_prepared(connection: AsyncConnection, payload: dict[str, Any]) -> None:
+    await _changes(payload["gid"], "action", payload["owner"], payload["amount"])(connection)
 
 
 _UPDATES = {
@@ -234,6 +273,8 @@ _UPDATES = {
 
 class SqlPurses(Purses):
     _DRIVERS: ClassVar = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+aiomysql", "postgresql": "postgresql+asyncpg"}
+
+    _PREPARED: ClassVar = {"mysql": "xa recover", "postgresql": "select gid from pg_prepared_xacts"}
 
     def __init__(self, url: str) -> None:
         scheme, rest = url.split("://", 1)
@@ -277,6 +318,14 @@ class SqlPurses(Purses):
     async def take(self, gid: str, amount: int) -> None:
         async with self._engine.begin() as connection:
             await BranchBarrier("msg", gid, "00", "msg").call(connection, _changes(gid, "action", "out", -amount))
+
+    async def prepared(self, gid: str) -> Sequence[str]:
+        statement = self._PREPARED.get(self._engine.dialect.name)
+        if statement is None:
+            return []
+        async with self._engine.connect() as connection:
+            found = [str(row[-1]) for row in await connection.execute(text(statement))]
+        return [xid for xid in found if gid in xid]
 
     @property
     def source(self) -> Any:
@@ -378,6 +427,8 @@ class Scenario:
     """What the initiator does with a gid; how it ends is seen by the transaction."""
     ends: Status
     opening: Mapping[str, int] = field(default_factory=lambda: OPENING)
+    first_phase: Collection[str] = ("try",)
+    """Operations that the initiator calls, once."""
     comes_late: Callable[[World, str], Awaitable[None]] | None = None
     """What the initiator does when all is over."""
 
@@ -386,9 +437,9 @@ class Scenario:
         return {"out": (self.opening["out"] - moved, 0), "in": (self.opening["in"] + moved, 0)}
 
     def ends_with(self, point: Point, fault: Fault) -> Status:
-        """A try without an answer has all cancelled; everything else is repeated until it is answered."""
+        """A first phase without an answer has all taken back; everything else is repeated until it is answered."""
         is_unanswered = fault not in (Fault.DOUBLED, Fault.TWICE_AT_ONCE)
-        return Status.FAILED if point.op == "try" and is_unanswered else self.ends
+        return Status.FAILED if point.op in self.first_phase and is_unanswered else self.ends
 
 
 def _saga(*, concurrent: bool) -> Callable[[World, str], Awaitable[None]]:
@@ -418,6 +469,19 @@ async def _abandoned_tcc(world: World, gid: str) -> None:
                 url, payload = world.purse(owner, amount)
                 await tcc.call(url, url, url, payload)
             raise LookupError("the customer has gone")
+
+
+def _xa(*, abandoned: bool) -> Callable[[World, str], Awaitable[None]]:
+    async def initiate(world: World, gid: str) -> None:
+        url = f"{world.network.url}/xa-purse"
+        with contextlib.suppress(LookupError, TransactionFailedError):
+            async with world.coordinator.xa(gid) as xa:
+                for owner, amount in (("in", AMOUNT), ("out", -AMOUNT)):
+                    await xa.call(url, {"gid": gid, "owner": owner, "amount": amount})
+                if abandoned:
+                    raise LookupError("the customer has gone")
+
+    return initiate
 
 
 def _message(world: World, gid: str) -> Message:
@@ -459,6 +523,11 @@ SCENARIOS: Mapping[str, Scenario] = {
     "tcc": Scenario(initiate=_tcc, ends=Status.SUCCEEDED),
     "tcc refused": Scenario(initiate=_tcc, ends=Status.FAILED, opening=TOO_LITTLE),
     "tcc abandoned": Scenario(initiate=_abandoned_tcc, ends=Status.FAILED),
+    "xa": Scenario(initiate=_xa(abandoned=False), ends=Status.SUCCEEDED, first_phase=["action"]),
+    "xa refused": Scenario(
+        initiate=_xa(abandoned=False), ends=Status.FAILED, opening=TOO_LITTLE, first_phase=["action"]
+    ),
+    "xa abandoned": Scenario(initiate=_xa(abandoned=True), ends=Status.FAILED, first_phase=["action"]),
     "message": Scenario(initiate=_message_sent, ends=Status.SUCCEEDED),
     "message not submitted": Scenario(initiate=_message_not_submitted, ends=Status.SUCCEEDED),
     "message not committed": Scenario(initiate=_message_prepared, ends=Status.FAILED, comes_late=_takes_in_vain),

@@ -36,11 +36,18 @@ EVERY_POINT = {
     "tcc": ["01 try", "02 try", "01 confirm", "02 confirm"],
     "tcc refused": ["01 try", "02 try", "01 cancel", "02 cancel"],
     "tcc abandoned": ["01 try", "02 try", "01 cancel", "02 cancel"],
+    "xa": ["01 action", "02 action", "01 commit", "02 commit"],
+    "xa refused": ["01 action", "02 action", "01 rollback"],
+    "xa abandoned": ["01 action", "02 action", "01 rollback", "02 rollback"],
     "message": ["01 action", "02 action"],
     "message not submitted": ["00 msg", "01 action", "02 action"],
     "message not committed": ["00 msg"],
 }
 """What each scenario has to call; the order is the coordinator's."""
+
+STORES = ["sqlite", "mysql", "postgres", "redis"]
+PREPARING = ["mysql", "postgres"]
+"""Those that can prepare a transaction."""
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +66,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         process.close()
 
 
-@pytest.fixture(params=["sqlite", "mysql", "postgres", "redis"])
+@pytest.fixture
 async def purses(request: pytest.FixtureRequest, make_database: MakeDatabase) -> AsyncIterator[Purses]:
-    url = make_database(request.param)
-    purses = RedisPurses(url) if request.param == "redis" else SqlPurses(url)
+    store: str = request.node.callspec.params["store"]
+    url = make_database(store)
+    purses = RedisPurses(url) if store == "redis" else SqlPurses(url)
     await purses.start()
     yield purses
     await purses.stop()
@@ -77,8 +85,11 @@ async def world(server: Process, purses: Purses) -> AsyncIterator[World]:
         yield World(coordinator=client, network=network, purses=purses)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-async def test_balances_are_exact_whatever_happens_to_a_call(world: World, name: str) -> None:
+@pytest.mark.parametrize(
+    ("store", "name"),
+    [(store, name) for name in SCENARIOS for store in (PREPARING if name.startswith("xa") else STORES)],
+)
+async def test_balances_are_exact_whatever_happens_to_a_call(world: World, store: str, name: str) -> None:
     scenario = SCENARIOS[name]
     points = [Point(*point.split()) for point in EVERY_POINT[name]]
 
@@ -109,4 +120,5 @@ async def live_through(world: World, scenario: Scenario, gid: str) -> Status:
     if scenario.comes_late:
         await scenario.comes_late(world, gid)
     assert await world.purses.balances(gid, ["out", "in"]) == scenario.expected(status), f"{gid} {status}, late calls"
+    assert await world.purses.prepared(gid) == []
     return status
