@@ -14,6 +14,7 @@ from txcoord.engine.engine import Engine
 from txcoord.errors import (
     InvalidRequestError,
     OverloadedError,
+    SchemaError,
     StatusConflictError,
     StoreUnavailableError,
     TransactionNotFoundError,
@@ -131,7 +132,7 @@ class Service:
         topics = _topics_named(request)
         try:
             unprepared = self._build(request, Status.SUBMITTED, await self.topics.resolve(topics))
-        except InvalidRequestError:
+        except (InvalidRequestError, SchemaError):
             if not topics:
                 raise
             # A message that was prepared has its receivers, whatever has become of the topics since.
@@ -228,7 +229,7 @@ class Service:
         topics = _topics_named(request)
         try:
             tx = self._build(request, Status.PREPARED, await self.topics.resolve(topics))
-        except InvalidRequestError:
+        except (InvalidRequestError, SchemaError):
             # Prepared before, it is the same, whatever has become of its topics since.
             before = await self.query(check_gid(request.gid)) if topics else None
             if before is None:

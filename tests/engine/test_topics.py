@@ -145,14 +145,17 @@ async def test_receivers_are_settled_when_a_message_is_prepared(cluster: Cluster
 
 
 @pytest.mark.parametrize("is_parked", [False, True])
-async def test_a_topic_deleted_after_the_prepare_does_not_disturb(
-    cluster: Cluster, node: Node, is_parked: bool
+@pytest.mark.parametrize("is_spoilt", [False, True])
+async def test_what_becomes_of_a_topic_after_the_prepare_does_not_disturb(
+    cluster: Cluster, node: Node, is_parked: bool, is_spoilt: bool
 ) -> None:
     await subscribe(node, "a")
     await node.service.prepare(to_topic())
     if is_parked:
         await cluster.parked()
     await node.service.topics.delete("news")
+    if is_spoilt:
+        await cluster.store.put_kv(CATEGORY, "news", "no JSON", replaces=None, now_us=0)
 
     await node.service.prepare(to_topic())
     result = await node.service.submit(to_topic(wait_result=True))

@@ -11,10 +11,13 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.dtm import Dtm
@@ -317,6 +320,28 @@ async def test_each_change_is_in_effect_at_once_on_every_coordinator(
         assert await receivers() == ["new"]
         await topic.delete()
         assert (await topic.delete()).status_code == 404
+
+
+TEXT = st.text(max_size=140)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=TEXT, url=TEXT.map("http://p/".__add__) | TEXT, remark=TEXT)
+def test_whatever_is_subscribed_is_stored_as_it_is_or_refused(
+    servers: Sequence[Process], name: str, url: str, remark: str
+) -> None:
+    with httpx.Client(base_url=f"{servers[-1].url}{BASE}", timeout=20) as http:
+        subscribed = http.get("subscribe", params={"topic": name, "url": url, "remark": remark})
+        shown = http.get("queryKV", params={"cat": "topics", "key": name}).json()["kv"]
+        deleted = http.delete(f"topic/{quote(name, safe='')}")
+
+    if subscribed.status_code == 200:
+        assert [(document["k"], json.loads(document["v"])) for document in shown] == [
+            (name, [{"url": url, "remark": remark}])
+        ]
+        assert deleted.json() == SUCCESS
+    else:
+        assert (subscribed.status_code, deleted.status_code in (400, 404)) == (400, True)
 
 
 # -- by the SDK ------------------------------------------------------------------------
