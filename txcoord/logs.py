@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -24,6 +25,9 @@ from typing import Any, BinaryIO, Final, Literal, cast
 import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+# gRPC's core reads this when it is imported. Without it, it writes lines of its own between ours.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 LogFormat = Literal["json", "text"]
 

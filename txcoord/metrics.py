@@ -115,6 +115,50 @@ def branch_called(pattern: Pattern, op: Op, outcome: Outcome) -> None:
     by_outcome.inc()
 
 
+# -- participants -----------------------------------------------------------------------
+
+_ENDPOINTS = Gauge(
+    "txcoord_endpoints", "Participants of which state is held.", ["protocol"], multiprocess_mode="livesum"
+)
+_HELD_OFF = Gauge(
+    "txcoord_endpoints_held_off",
+    "Participants that are left alone because they do not answer (open breakers).",
+    ["protocol"],
+    multiprocess_mode="livesum",
+)
+_UNDER_WAY = Gauge(
+    "txcoord_endpoint_calls", "Calls of participants under way.", ["protocol"], multiprocess_mode="livesum"
+)
+_WAITING = Gauge(
+    "txcoord_endpoint_waiting",
+    "Calls that wait until their participant has fewer under way.",
+    ["protocol"],
+    multiprocess_mode="livesum",
+)
+CALLS_NOT_MADE: Final = Counter(
+    "txcoord_calls_not_made", "Calls put off because their participant is held off, or has too many already."
+)
+
+
+class EndpointGauges:
+    """How the participants stand that are called over one protocol. (Which they are stands in the log: their
+    names are what clients send.)"""
+
+    __slots__ = ("_endpoints", "_held_off", "_under_way", "_waiting")
+
+    def __init__(self, protocol: str) -> None:
+        self._endpoints = _ENDPOINTS.labels(protocol)
+        self._held_off = _HELD_OFF.labels(protocol)
+        self._under_way = _UNDER_WAY.labels(protocol)
+        self._waiting = _WAITING.labels(protocol)
+
+    def set(self, *, endpoints: int, held_off: int, under_way: int, waiting: int) -> None:
+        self._endpoints.set(endpoints)
+        self._held_off.set(held_off)
+        self._under_way.set(under_way)
+        self._waiting.set(waiting)
+
+
 # -- alerts ---------------------------------------------------------------------------
 
 _ALERTS = Counter("txcoord_alerts", "Alerts for the webhook, by what became of them.", ["result"])

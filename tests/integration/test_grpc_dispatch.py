@@ -15,6 +15,7 @@ import uvloop
 from tests.integration.grpc_participant import ERROR, OLD_ONGOING, ONGOING, Answer, GrpcParticipant, failure
 from tests.integration.http_participant import Clock, answer, plays
 from tests.integration.http_participant import participant as http_participant
+from txcoord import metrics
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.grpc import GrpcDispatcher, make_metadata, parse_target
 from txcoord.dispatch.headers import BadHeaderError
@@ -447,6 +448,39 @@ async def test_closing_ends_calls_under_way_as_unknown(it: GrpcParticipant) -> N
         (Outcome.UNKNOWN, True)
     }
     assert not results[2].called
+
+
+async def test_metrics_show_how_participants_stand(it: GrpcParticipant) -> None:
+    def shown() -> dict[str, list[float]]:
+        lines = metrics.exposition().decode().splitlines()
+        names = ("endpoints", "endpoints_held_off", "endpoint_calls", "endpoint_waiting")
+        return {
+            protocol: [
+                float(line.split()[-1])
+                for name in names
+                for line in lines
+                if line.startswith(f'txcoord_{name}{{protocol="{protocol}"}}')
+            ]
+            for protocol in ("grpc", "http")
+        }
+
+    dispatcher = RoutingDispatcher(DispatchSettings(breaker_failures=1, max_in_flight=2))
+    gate = it.hold("Slow")
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        await dispatcher.call(request(f"127.0.0.1:{port}/busi.Busi/In"))
+        await dispatcher.call(request(f"http://127.0.0.1:{port}/in"))
+    slow = [asyncio.create_task(dispatcher.call(request(it.url("Slow")))) for _ in range(3)]
+
+    async with asyncio.timeout(10):
+        while shown() != {"grpc": [2, 1, 2, 1], "http": [1, 1, 0, 0]}:
+            await asyncio.sleep(0.02)
+    gate.set()
+    await asyncio.gather(*slow)
+    await dispatcher.close()
+
+    assert shown() == {"grpc": [0, 0, 0, 0], "http": [0, 0, 0, 0]}
 
 
 # -- which dispatcher makes a call ---------------------------------------------------------------

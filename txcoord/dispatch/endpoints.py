@@ -41,9 +41,6 @@ class Endpoints(Generic[E]):
         self._is_closed = False
         self.find = self._by_origin.get
 
-    def all(self) -> Iterable[E]:
-        return self._by_origin.values()
-
     def make(self, origin: str, new: Callable[[Surroundings], E]) -> E | NoAnswer:
         """Make the endpoint that `find` has not found."""
         if self._is_closed:

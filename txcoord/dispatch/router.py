@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from random import Random
 from typing import Any
 
+from txcoord import metrics
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.grpc import GrpcDispatcher
 from txcoord.dispatch.http import HttpDispatcher
 from txcoord.dispatch.jsonrpc import JsonRpcDispatcher
+from txcoord.dispatch.limited import LimitedEndpoint
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ParticipantTls
 from txcoord.jsonrpc import method_of
-from txcoord.protocol import HTTP, JSON_RPC
+from txcoord.protocol import GRPC, HTTP, JSON_RPC
 from txcoord.request import is_grpc
 
 
@@ -35,10 +37,10 @@ class RoutingDispatcher:
     ) -> None:
         random = random or Random()
         tls = ParticipantTls(settings)
-        self._client = HttpClient(settings, clock=clock, random=random, tls=tls)
+        self._client = HttpClient(settings, clock=clock, random=random, tls=tls, watch=_watch(HTTP))
         self._http = HttpDispatcher(settings, clock=clock, client=self._client)
         self._json_rpc = JsonRpcDispatcher(settings, clock=clock, client=self._client)
-        self._grpc = GrpcDispatcher(settings, clock=clock, random=random, tls=tls)
+        self._grpc = GrpcDispatcher(settings, clock=clock, random=random, tls=tls, watch=_watch(GRPC))
 
     # Not async itself: the hottest path pays for a comparison, not for a coroutine.
     def call(self, request: BranchRequest) -> Coroutine[Any, Any, CallResult]:
@@ -57,3 +59,18 @@ class RoutingDispatcher:
 
 def _is_json_rpc(request: BranchRequest) -> bool:
     return request.protocol == JSON_RPC and bool(method_of(request.url))
+
+
+def _watch(protocol: str) -> Callable[[Iterable[LimitedEndpoint[Any, Any]]], None]:
+    gauges = metrics.EndpointGauges(protocol)
+
+    def watch(endpoints: Iterable[LimitedEndpoint[Any, Any]]) -> None:
+        known = tuple(endpoints)
+        gauges.set(
+            endpoints=len(known),
+            held_off=sum(endpoint.breaker.is_open for endpoint in known),
+            under_way=sum(endpoint.in_flight for endpoint in known),
+            waiting=sum(endpoint.waiting for endpoint in known),
+        )
+
+    return watch

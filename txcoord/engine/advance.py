@@ -288,6 +288,7 @@ class Advancer:
     ) -> BranchOp:
         tx = live.tx
         if not result.called:
+            metrics.CALLS_NOT_MADE.inc()
             # A dispatcher that is closed or full may say "at once": that must not become a loop.
             delay_s = max(result.retry_after_s, _SHORTEST_HOLD_S)
             return record_held_off(op, until_us=now_us + jittered_us(delay_s, self._random))
