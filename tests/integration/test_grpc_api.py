@@ -712,6 +712,13 @@ async def test_a_second_signal_does_not_wait(tmp_path: Path, participant: Partic
         process.close()
 
 
+def test_nothing_of_all_this_was_an_incident(server: Process) -> None:
+    log = server.log.read_text()
+
+    assert "unexpected error" not in log
+    assert "Traceback" not in log
+
+
 def test_it_can_be_switched_off(tmp_path: Path) -> None:
     process = coordinator("memory://", tmp_path, TXCOORD_GRPC="false")
     process.start()
