@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from typing import Any
 
 from txcoord.barrier.tables import Database
@@ -256,6 +256,9 @@ class Lease:
     async def _open(self) -> Any:
         source = self._source
         if _is_engine(source):
+            if _is_async_engine(source) is not self._is_async:
+                kind, ends = ("blocks", "that ends in _sync") if self._is_async else ("is async", "without _sync")
+                raise XaError(f"this SQLAlchemy engine {kind}: use the function {ends}")
             opened = source.connect()
         elif hasattr(source, "acquire"):
             opened = source.acquire()
@@ -278,6 +281,8 @@ class Lease:
             return opened
         if self._is_async and isawaitable(opened):
             return await _awaited(opened)
+        if iscoroutine(opened):
+            opened.close()
         raise XaError(
             f"the source gave a {type(opened).__module__}.{type(opened).__qualname__}, which is no "
             f"{'async' if self._is_async else 'blocking'} connection"
@@ -294,8 +299,10 @@ class Lease:
         if self._link is not None and self._link.is_discarded:
             return
         closed = connection.close()
-        if isawaitable(closed):
+        if self._is_async and isawaitable(closed):
             await closed
+        elif iscoroutine(closed):
+            closed.close()  # of an async connection that a blocking function was given
 
 
 async def _awaited(opened: Awaitable[Any]) -> Any:
@@ -316,6 +323,10 @@ def _is_engine(source: object) -> bool:
     return any(kind.__name__ in ("Engine", "AsyncEngine") for kind in type(source).__mro__) and hasattr(
         source, "connect"
     )
+
+
+def _is_async_engine(engine: object) -> bool:
+    return any(kind.__name__ == "AsyncEngine" for kind in type(engine).__mro__)
 
 
 def _is_session(connection: object) -> bool:
