@@ -192,6 +192,7 @@ def test_a_refused_step_has_the_others_rolled_back_last_first(world: World) -> N
     with pytest.raises(TransactionFailedError, match=r"step 03 \(/deduct\) failed: sold out") as caught:
         saga(world.workflows()).run(ORDER, gid="g1")
 
+    assert isinstance(caught.value.__cause__, StepFailed)
     assert world.calls == ["/order action", "/deduct action", "/order-undo rollback"]
     assert notes == ["pay 02 action", "refund 02 rollback"]
     assert (caught.value.status, world.stored["g1"].rollback_reason) == (Status.FAILED, caught.value.reason)

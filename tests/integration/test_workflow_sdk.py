@@ -23,6 +23,7 @@ from tests.integration.serving import serving
 from tests.processes import free_port
 from txcoord_sdk import AsyncCoordinator, Coordinator, Pattern, Status, TransactionFailedError, new_gid
 from txcoord_sdk.fastapi import workflow_router
+from txcoord_sdk.grpc import RESUME_WORKFLOW, add_workflows
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.starlette import workflow_route
 from txcoord_sdk.workflow import (
@@ -341,6 +342,31 @@ async def test_steps_over_grpc(client: AsyncCoordinator, workflows: AsyncWorkflo
 
     assert (found.status, found.reason) == (Status.FAILED, "step 02 (/shop.Storage/In) failed: In says no")
     assert desk.calls == [("Out", "action"), ("In", "action"), ("In", "action"), ("Undo", "rollback")]
+
+
+async def test_a_workflow_is_resumed_over_grpc(client: AsyncCoordinator, participant: Participant) -> None:
+    participant.script("out", ONGOING)
+    port = free_port()
+    workflows = AsyncWorkflows(client, resume_url=f"127.0.0.1:{port}/{RESUME_WORKFLOW}")
+
+    @workflows.workflow
+    async def transfer(wf: AsyncWorkflow, given: bytes) -> bytes:
+        await wf.call(f"{participant.url}/out")
+        return given
+
+    server = grpc.aio.server()
+    add_workflows(server, workflows)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    gid = new_gid()
+    try:
+        with pytest.raises(WorkflowInterruptedError):
+            await transfer.run(b"\x00\xff", gid=gid)
+        assert (await client.wait(gid)).status is Status.SUCCEEDED
+    finally:
+        await server.stop(None)
+    assert await transfer.run(b"", gid=gid) == b"\x00\xff"
+    assert participant.calls(gid) == ["out", "out"]
 
 
 # -- XA ------------------------------------------------------------------------------------

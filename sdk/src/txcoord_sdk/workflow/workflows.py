@@ -188,7 +188,9 @@ class _AnyWorkflows(ABC):
         try:
             return _Ended(await execution.run(function))
         except BranchFailed as refusal:
-            return _Ended(b"", TransactionFailedError(gid, Status.FAILED, str(refusal) or "it was refused"))
+            failure = TransactionFailedError(gid, Status.FAILED, str(refusal) or "it was refused")
+            failure.__cause__ = refusal
+            return _Ended(b"", failure)
         except SettledElsewhere as overtaken:
             ended = _ending_of(overtaken.found) if overtaken.found is not None else None
             if ended is None:
