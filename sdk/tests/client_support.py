@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,10 +147,13 @@ class Client:
 
     def __init__(self, kind: type[Coordinator] | type[AsyncCoordinator], url: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self._coordinator = kind(url, **options)
+        self.coordinator = kind(url, **options)
+
+    def run(self, awaited: Coroutine[Any, Any, Any]) -> Any:
+        return self._runner.run(awaited)
 
     def do(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        result = getattr(self._coordinator, operation)(*args, **kwargs)
+        result = getattr(self.coordinator, operation)(*args, **kwargs)
         if isinstance(result, AsyncIterator):
             return self._runner.run(_collected(result))
         if inspect.iscoroutine(result):

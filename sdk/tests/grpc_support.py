@@ -24,13 +24,14 @@ async def serving_async(
     interceptors: Any = (),
     add: Callable[[Any], None] = lambda _: None,
     at: str = "127.0.0.1:0",
+    tls: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[str]:
     """Run a server of `grpc.aio`; give its host and port."""
     pool = ThreadPoolExecutor(4)
     server = grpc.aio.server(migration_thread_pool=pool, interceptors=interceptors)
     server.add_generic_rpc_handlers(handlers)
     add(server)
-    port = server.add_insecure_port(at)
+    port = server.add_secure_port(at, tls) if tls else server.add_insecure_port(at)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -202,7 +202,7 @@ class Users:
     def __init__(self, client: Client, path: Path) -> None:
         self.client = client
         self.path = path
-        self.is_async = isinstance(client._coordinator, AsyncCoordinator)
+        self.is_async = isinstance(client.coordinator, AsyncCoordinator)
         with sqlite3.connect(path) as connection:
             connection.execute("create table users (name text primary key)")
             connection.execute("create table pets (owner text references users (name) deferrable initially deferred)")
@@ -235,7 +235,7 @@ class Users:
                     if error is not None:
                         raise error
 
-                coordinator = self.client._coordinator
+                coordinator = self.client.coordinator
                 assert isinstance(coordinator, AsyncCoordinator)
                 return await coordinator.do_and_submit(sent, CHECK, connection, work)
 
@@ -413,7 +413,7 @@ def test_a_connection_or_work_of_the_wrong_kind_is_refused(server: ScriptedCoord
         async with aiosqlite.connect(users.path) as connection:
             await coordinator.do_and_submit(message(), CHECK, connection, lambda _: None)
 
-    coordinator = users.client._coordinator
+    coordinator = users.client.coordinator
 
     def send() -> None:
         if isinstance(coordinator, AsyncCoordinator):

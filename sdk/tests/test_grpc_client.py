@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -14,6 +16,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 
 from sdk.tests.client_support import Answer, Client, scripted_coordinator
 from sdk.tests.grpc_support import handler_of, serving_async
+from tests.certificates import Authority
 from txcoord.proto import dtm_pb2, txcoord_pb2
 from txcoord_sdk import (
     AsyncCoordinator,
@@ -26,6 +29,7 @@ from txcoord_sdk import (
     TransactionFailedError,
     TransactionNotFoundError,
     TransactionRunningError,
+    TryFailedError,
 )
 from txcoord_sdk._branch_calls import branch_call, understood
 from txcoord_sdk._checks import base_url
@@ -180,6 +184,9 @@ def test_where_no_answer_came_the_request_may_have_arrived(code: grpc.StatusCode
     assert answer == NoAnswer(detail=f"{code.name}: reset", may_have_arrived=True)
 
 
+DTM_S = ("Submit", "Prepare", "Abort", "RegisterBranch", "NewGid")
+
+
 class Scripted:
     """A coordinator over gRPC that answers each method with what was scripted for it, in order."""
 
@@ -187,7 +194,7 @@ class Scripted:
         self.called: list[str] = []
         self._script: dict[str, list[grpc.StatusCode | bytes]] = {}
         self.handlers = [
-            handler_of({name: self._method(name) for name in ("Submit", "Prepare", "Abort", "NewGid")}, "dtmgimp.Dtm"),
+            handler_of({name: self._method(name) for name in DTM_S}, "dtmgimp.Dtm"),
             handler_of(
                 {name: self._method(name) for name in ("Query", "ForceStop", "GetVersion", "List")},
                 "txcoord.v1.Coordinator",
@@ -471,3 +478,58 @@ def test_what_a_participant_s_answer_means(code: grpc.StatusCode, message: str, 
     answer = understood(answered(code, message, b"FAILURE" if code is CODES.OK else b""))
 
     assert (answer.outcome, answer.reason) == (outcome, reason)
+
+
+# -- TLS -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Coordinator, AsyncCoordinator])
+async def test_coordinator_and_branches_have_certificates_of_their_own(
+    kind: Any, scripted: Scripted, tmp_path: Path
+) -> None:
+    ours, theirs = Authority.make(tmp_path, "ours"), Authority.make(tmp_path, "theirs")
+    trusted = {
+        "credentials": grpc.ssl_channel_credentials(ours.ca_file.read_bytes()),
+        "branch_credentials": grpc.ssl_channel_credentials(theirs.ca_file.read_bytes()),
+    }
+    scripted.answers("Prepare", b"", b"")
+    scripted.answers("Submit", b"")
+    scripted.answers("Abort", b"")
+    scripted.answers("RegisterBranch", b"", b"")
+    branches = handler_of({"Out": answer_nothing}, "bank.Purses")
+
+    def work(coordinator: str, branch: str) -> None:
+        client = Client(kind, f"grpcs://{coordinator}", attempts=1, timeout=5, **trusted)
+        try:
+            tcc_of(client, branch)
+        finally:
+            client.close()
+
+    async with (
+        serving_async(*scripted.handlers, tls=ours.server_credentials(ours.sign("coordinator"))) as coordinator,
+        serving_async(branches, tls=theirs.server_credentials(theirs.sign("bank"))) as bank,
+        serving_async(branches, tls=ours.server_credentials(ours.sign("impostor"))) as impostor,
+    ):
+        await asyncio.to_thread(work, coordinator, bank)
+        with pytest.raises(TryFailedError, match="UNAVAILABLE"):
+            await asyncio.to_thread(work, coordinator, impostor)
+        with pytest.raises(CoordinatorUnreachableError, match="UNAVAILABLE"):
+            await asyncio.to_thread(work, bank, bank)
+
+
+async def answer_nothing(_request: bytes, _context: Any) -> bytes:
+    return b""
+
+
+def tcc_of(client: Client, branch: str) -> None:
+    """Try one branch in a block of either client."""
+
+    async def block() -> None:
+        async with client.coordinator.tcc("g1") as tcc:
+            await tcc.call(f"{branch}/bank.Purses/Out", payload=AMOUNT)
+
+    if isinstance(client.coordinator, AsyncCoordinator):
+        client.run(block())
+    else:
+        with client.coordinator.tcc("g1") as tcc:
+            tcc.call(f"{branch}/bank.Purses/Out", payload=AMOUNT)
