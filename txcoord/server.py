@@ -33,6 +33,7 @@ log = get_logger()
 
 BACKLOG = 2048
 _MAX_HEAD_BYTES = 64 * 1024
+_OTHER_RPCS = 1000
 
 EXIT_OK = 0
 EXIT_NOT_STARTED = 1
@@ -317,8 +318,9 @@ async def serve(
 
 
 async def _start_grpc(settings: Settings, app: App, address: Address, tls: Tls | None) -> GrpcServer:
-    # A call that waits belongs to a live transaction; as many again may ask for something else.
-    server = GrpcServer(app.service, max_body_bytes=settings.max_body_bytes, max_rpcs=2 * settings.max_live)
+    # One call may wait for each live transaction; the rest is for those that ask for something else.
+    max_rpcs = settings.max_live + _OTHER_RPCS
+    server = GrpcServer(app.service, max_body_bytes=settings.max_body_bytes, max_rpcs=max_rpcs)
     try:
         await server.start(address, tls.credentials if tls else None)
     except OSError as error:

@@ -33,9 +33,10 @@ ENV_PREFIX: Final = "TXCOORD_"
 CONFIG_VARIABLE: Final = "TXCOORD_CONFIG"
 
 # Not the coordinator's: the SDK, scripts/ and the tests read them. Kubernetes adds the rest to every
-# container beside a service named "txcoord", TXCOORD_PORT=tcp://… among them.
+# container beside a service named "txcoord" or "txcoord-grpc", TXCOORD_PORT=tcp://… among them.
 _FOREIGN_VARIABLE: Final = re.compile(
-    r"TXCOORD_(CONFIG|URL|PYTHON|NO_APT|(TEST|SIMULATION)_.*|SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT_[0-9]+_.*)",
+    r"TXCOORD_(CONFIG|URL|PYTHON|NO_APT|(TEST|SIMULATION)_.*"
+    r"|(GRPC_)?(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT_[0-9]+_.*))",
     re.IGNORECASE,
 )
 _KUBERNETES_PORT: Final = re.compile(r"(tcp|udp)://.*")
@@ -294,8 +295,9 @@ def _read_environment() -> dict[str, Any]:
         if name not in FIELDS:
             found[name] = value
     known = EnvSettingsSource(Settings)()
-    if _KUBERNETES_PORT.fullmatch(str(known.get("port", ""))):
-        del known["port"]
+    for name in ("port", "grpc_port"):
+        if _KUBERNETES_PORT.fullmatch(str(known.get(name, ""))):
+            del known[name]
     return {**found, **known}
 
 
@@ -405,7 +407,7 @@ fraction, `_bytes` in bytes.
 |---|---|---|---|---|
 {table}
 
-Variables that Kubernetes makes for a service named `txcoord` (`TXCOORD_SERVICE_HOST`, `TXCOORD_PORT=tcp://…` and their
-like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`, `TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…`
+Variables that Kubernetes makes for services named `txcoord` and `txcoord-grpc` (`TXCOORD_SERVICE_HOST`,
+`TXCOORD_PORT=tcp://…` and their like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`, `TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…`
 (those of scripts and tests) are not settings of the coordinator and are ignored.
 """

@@ -117,6 +117,9 @@ def test_an_unknown_key_of_the_file_is_named(tmp_path: Path) -> None:
         ("TXCOORD_PORT_36789_TCP_ADDR", "10.0.0.1"),
         ("TXCOORD_PORT", "tcp://10.0.0.1:36789"),
         ("TXCOORD_PORT", ""),
+        ("TXCOORD_GRPC_SERVICE_HOST", "10.0.0.1"),
+        ("TXCOORD_GRPC_PORT_36790_TCP_ADDR", "10.0.0.1"),
+        ("TXCOORD_GRPC_PORT", "tcp://10.0.0.1:36790"),
     ],
 )
 def test_variables_of_others_are_left_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
