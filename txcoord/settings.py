@@ -408,6 +408,7 @@ fraction, `_bytes` in bytes.
 {table}
 
 Variables that Kubernetes makes for services named `txcoord` and `txcoord-grpc` (`TXCOORD_SERVICE_HOST`,
-`TXCOORD_PORT=tcp://…` and their like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`, `TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…`
-(those of scripts and tests) are not settings of the coordinator and are ignored.
+`TXCOORD_PORT=tcp://…` and their like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`,
+`TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…` (those of scripts and tests) are not settings of the coordinator and are
+ignored.
 """
