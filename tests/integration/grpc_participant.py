@@ -25,6 +25,8 @@ class Received:
     metadata: dict[str, str | bytes]
     message: bytes
     time_left_s: float | None
+    peer: str
+    """The other end of the connection."""
 
     @property
     def gid(self) -> str:
@@ -123,7 +125,12 @@ class GrpcParticipant(grpc.GenericRpcHandler):
         method = path.rpartition("/")[2]
         metadata = dict(context.invocation_metadata())
         received = Received(
-            method=method, path=path, metadata=metadata, message=message, time_left_s=context.time_remaining()
+            method=method,
+            path=path,
+            metadata=metadata,
+            message=message,
+            time_left_s=context.time_remaining(),
+            peer=context.peer(),
         )
         async with self._arrived:
             self.received.append(received)

@@ -368,6 +368,30 @@ async def test_calls_that_time_out_open_the_breaker(it: GrpcParticipant) -> None
     await dispatcher.close()
 
 
+async def test_a_late_failure_does_not_take_the_probes_channel(it: GrpcParticipant) -> None:
+    clock = Clock()
+    it.hold("Never")
+    dispatcher = GrpcDispatcher(DispatchSettings(breaker_failures=1, breaker_hold_s=5), clock=clock)
+    late = asyncio.create_task(dispatcher.call(request(it.url("Never"), timeout_s=0.6)))
+    first = asyncio.create_task(dispatcher.call(request(it.url("Never"), timeout_s=0.2)))
+    await it.called("Never", "g1", times=2)
+    clock.now += 0.3
+    assert "no answer came" in (await first).detail
+    clock.now += 60
+    gate = it.hold("Slow")
+    probe = asyncio.create_task(dispatcher.call(request(it.url("Slow"))))
+    await it.called("Slow", "g1")
+
+    assert "no answer came" in (await late).detail
+    gate.set()
+    assert (await probe).outcome is Outcome.SUCCESS
+    await dispatcher.call(request(it.url("In")))
+    await dispatcher.close()
+
+    peers = {call.method: call.peer for call in it.received}
+    assert peers["In"] == peers["Slow"] != peers["Never"]
+
+
 async def test_an_endpoint_has_so_many_calls_at_once_and_no_more(it: GrpcParticipant) -> None:
     gate = it.hold("In")
     dispatcher = GrpcDispatcher(DispatchSettings(max_in_flight=2, max_waiting=1))

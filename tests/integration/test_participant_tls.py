@@ -12,11 +12,13 @@ from tests.integration.grpc_participant import GrpcParticipant
 from tests.integration.http_participant import answer, participant, plays
 from tests.integration.http_participant import request as http_request
 from tests.integration.test_grpc_dispatch import request as grpc_request
+from txcoord.app import build
 from txcoord.dispatch.base import CallResult
 from txcoord.dispatch.router import RoutingDispatcher
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ParticipantTls
 from txcoord.model import Outcome
+from txcoord.settings import load
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,13 @@ def test_what_cannot_be_used_is_refused_at_start(write: Write, name: str) -> Non
 
     with pytest.raises(ValueError, match=sentence):
         RoutingDispatcher(write(text))
+
+
+def test_the_coordinator_does_not_start_with_such_a_file(tmp_path: Path) -> None:
+    settings = load({"store": "memory://", "participant_tls_file": str(tmp_path / "nothing.toml")}).values
+
+    with pytest.raises(ValueError, match=r"nothing\.toml \(participant_tls_file\) cannot be read"):
+        build(settings)
 
 
 def test_a_file_that_is_not_there_is_refused_at_start(tmp_path: Path) -> None:

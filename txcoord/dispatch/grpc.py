@@ -224,8 +224,10 @@ class GrpcEndpoint(LimitedEndpoint[GrpcJob, GrpcAnswer]):
     # ---- channels
 
     def _note_failure(self, probe: bool, detail: str) -> None:
+        was_open = self.breaker.is_open
         super()._note_failure(probe, detail)
-        if self.breaker.is_open and self._channel is not None:
+        has_opened = self.breaker.is_open and (probe or not was_open)
+        if has_opened and self._channel is not None:
             # Probed over a new one: the old one may wait for its own next attempt to connect, or
             # hold a connection whose other end is gone without a word.
             channel, self._channel = self._channel, None

@@ -18,6 +18,7 @@ from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.headers import make_headers
 from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.settings import DispatchSettings
+from txcoord.dispatch.url import BadUrlError
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +46,10 @@ class Webhook:
     ) -> None:
         self._clock = clock
         self._client = HttpClient(settings, clock=clock, random=Random())
-        self._url = self._client.url(url)
+        try:
+            self._url = self._client.url(url)
+        except BadUrlError as error:
+            raise ValueError(f"alert_webhook: {error}") from error
         self._headers = make_headers((), self._url.authorization)
         self._most_waiting = most_waiting
         self._timeout_s = timeout_s
