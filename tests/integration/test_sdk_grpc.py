@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
 from sqlalchemy import Connection, create_engine, text
@@ -338,20 +337,18 @@ async def test_a_concurrent_message_waits_for_no_step(client: AsyncCoordinator, 
     assert sorted(bank.calls(message.gid)) == ["In-action", "Parcel-action"]
 
 
-async def test_a_topic_has_subscribers_over_grpc(
-    client: AsyncCoordinator, server: Process, bank: Bank, amount: Int64Value
-) -> None:
-    topic = f"registered-{bank.target.replace(':', '-')}-{client.url.partition(':')[0]}"
-    async with httpx.AsyncClient(base_url=server.url) as http:
-        for name in ("In", "Parcel"):
-            done = await http.get("/api/dtmsvr/subscribe", params={"topic": topic, "url": bank.url(name)})
-            assert done.status_code == 200, done.text
+async def test_a_topic_has_subscribers_over_grpc(client: AsyncCoordinator, bank: Bank, amount: Int64Value) -> None:
+    topic = f"registered-{new_gid()}-ä"
+    names = ("In", "Out", "Parcel", "In")
+    assert [await client.subscribe(topic, bank.url(name)) for name in names] == [True] * 3 + [False]
+    assert [await client.unsubscribe(topic, bank.url("Out")) for _ in range(2)] == [True, False]
     message = Message(protocol="grpc")
     message.step(f"topic://{topic}", amount)
 
     await client.run(message)
 
     assert sorted(bank.calls(message.gid)) == ["In-action", "Parcel-action"]
+    assert [await client.delete_topic(topic) for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("commits", [True, False])
