@@ -328,6 +328,23 @@ async def test_msg_grpc_normal(tx: Overall) -> None:
     assert tx.calls() == ["TransOut", "TransIn"]
 
 
+async def test_msg_grpc_of_a_topic(tx: Overall, it: GrpcParticipant, participant: Participant, server: Process) -> None:
+    topic = f"grpc_trans_{tx.gid}"
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        for url in (it.url("TransOut"), it.url("TransIn"), f"{participant.url}/audit"):
+            answer = await http.post("/api/dtmsvr/subscribe", params={"topic": topic, "url": url, "remark": ""})
+            assert answer.status_code == 200
+
+    message = tx.msg(steps=[{"action": f"topic://{topic}"}], payloads=[DATA])
+    await tx.accepted("prepare", **message)
+    await tx.accepted("submit", **message)
+
+    await tx.dtm.ends("succeed", "SSS")
+    assert tx.calls() == ["TransOut", "TransIn"]
+    assert participant.calls(tx.gid) == ["audit"]
+    assert [call.metadata["dtm-branch_id"] for call in it.received if call.gid == tx.gid] == ["01-01", "01-02"]
+
+
 async def test_msg_grpc_timeout_success(tx: Overall, it: GrpcParticipant) -> None:
     it.script("Query", ONGOING)
     it.script("TransIn", ONGOING)
