@@ -251,11 +251,13 @@ async def _ours_in_mysql(link: Link, table: str, known: Mapping[str, XaKey]) -> 
 
 
 async def _ours_in_postgresql(link: Link, table: str, known: Mapping[str, XaKey]) -> _Found:
-    # Its row cannot be seen, but the lock that its insert took on the table can.
+    # Its row cannot be seen, but the lock that its insert took on the table can: it is held
+    # by the same virtual transaction as the lock on its number, and by no process.
     rows = await link.rows(
         "select p.gid from pg_prepared_xacts p where p.database = current_database() and exists ("  # noqa: S608
-        "select 1 from pg_locks l where l.virtualtransaction = concat('-1/', p.transaction)"
-        f" and l.relation = to_regclass('{table}') and l.mode = 'RowExclusiveLock')"
+        "select 1 from pg_locks x join pg_locks l on l.virtualtransaction = x.virtualtransaction "
+        "where x.transactionid = p.transaction and x.mode = 'ExclusiveLock' and x.pid is null and l.pid is null "
+        f"and l.relation = to_regclass('{table}') and l.mode = 'RowExclusiveLock')"
     )
     found: _Found = {}
     for (xid,) in rows:
