@@ -100,11 +100,11 @@ def users_database(tmp_path: Path) -> Engine:
 def test_the_guide_runs(
     server: ScriptedCoordinator, all_hosts_are_here: None, users_database: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, order, tcc, register, check_back, topics, errors, looking, lifespan, *_ = blocks(GUIDE)
-    server.answers("/submit", STOPPED, Answer(), Answer(), Answer(), STOPPED)
-    for path in ("/subscribe", "/unsubscribe", "/topic/registered"):
+    first, order, tcc, xa, register, check_back, topics, errors, looking, lifespan, *_ = blocks(GUIDE)
+    server.answers("/submit", STOPPED, *[Answer()] * 4, STOPPED)
+    for path in ("/withdraw", "/deposit", "/subscribe", "/unsubscribe", "/topic/registered"):
         server.answers(path, Answer())
-    server.answers("/prepare", Answer(), Answer())
+    server.answers("/prepare", *[Answer()] * 3)
     server.answers("/registerBranch", Answer(), Answer())
     server.answers("/try", Answer(), Answer())
     server.answers("/query", FAILED, FAILED, RUNNING)
@@ -114,7 +114,7 @@ def test_the_guide_runs(
 
     exec(first, names)
     with names["Coordinator"]() as names["coordinator"]:
-        for block in (order, tcc, register, check_back):
+        for block in (order, tcc, xa, register, check_back):
             exec(block, names)
         gid = names["register"]("ada")
         for block in (topics, errors, looking):
