@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio as redis
 from google.protobuf.wrappers_pb2 import Int64Value
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -37,7 +38,16 @@ from txcoord_sdk import (
     TryFailedError,
     new_gid,
 )
-from txcoord_sdk.grpc import RESUME_WORKFLOW, BranchFailed, BranchOngoing, add_workflows
+from txcoord_sdk._rules import Flow, Rules
+from txcoord_sdk.barrier.redis import Increment
+from txcoord_sdk.grpc import (
+    QUERY_PREPARED,
+    RESUME_WORKFLOW,
+    BranchFailed,
+    BranchOngoing,
+    add_query_prepared,
+    add_workflows,
+)
 from txcoord_sdk.workflow import AsyncWorkflow, AsyncWorkflows, Workflow, WorkflowInterruptedError, Workflows
 
 UNTOUCHED = {"out": (BALANCE, 0), "in": (BALANCE, 0)}
@@ -414,6 +424,36 @@ async def test_a_commit_that_failed_for_the_caller_only_is_delivered(
 
     assert (await client.wait(message.gid)).status is Status.SUCCEEDED
     assert await bank.balances() == moved
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_the_check_back_finds_a_mark_in_redis(
+    client: AsyncCoordinator,
+    bank: Bank,
+    amount: Int64Value,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    commits: bool,
+) -> None:
+    def lost(_: Rules, work: Message) -> Flow[str]:
+        raise CoordinatorUnreachableError(work.gid, None, "the network is down")
+
+    target = f"127.0.0.1:{free_port()}"
+    message = credit(bank, amount, timeout_to_fail=1, retry_interval=1)
+    async with redis.Redis.from_url(redis_url) as purses:
+        await purses.set("purse ü", 100)
+        async with serving_async(add=lambda server: add_query_prepared(server, purses), at=target):
+            if commits:
+                monkeypatch.setattr(Rules, "submit", lost)
+                work = Increment("purse ü", -30)
+                await client.redis_do_and_submit(message, f"{target}/{QUERY_PREPARED}", purses, work)
+            else:
+                await client.prepare(message, f"{target}/{QUERY_PREPARED}")
+            found = await client.wait(message.gid)
+        assert await purses.get("purse ü") == (b"70" if commits else b"100")
+
+    assert found.status is (Status.SUCCEEDED if commits else Status.FAILED)
+    assert bank.calls(message.gid) == (["In-action"] if commits else [])
 
 
 # -- workflows -----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def branch_call(
         target = _with_query(url, urlencode(sorted(ours.items())))
         return HttpCall(method="POST", url=target, body=payload, headers=headers or {}, timeout_s=timeout_s)
     target, _, method = url.partition("/")
-    named = {f"{METADATA_PREFIX}{name}": _as_ascii(value) for name, value in ours.items()}
+    named = {f"{METADATA_PREFIX}{name}": as_ascii(value) for name, value in ours.items()}
     return GrpcCall(
         target=target,
         method=f"/{method}",
@@ -96,7 +96,8 @@ def _metadata(headers: Mapping[str, str], ours: Mapping[str, str]) -> tuple[tupl
     return (*found.items(), *ours.items())
 
 
-def _as_ascii(value: str) -> str:
+def as_ascii(value: str) -> str:
+    """Write what may be any text as metadata: what is not printable ASCII is percent-encoded as a whole."""
     return value if _METADATA_VALUE.fullmatch(value) else quote(value, safe="")
 
 

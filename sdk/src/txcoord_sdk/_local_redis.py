@@ -13,7 +13,9 @@ from redis.exceptions import ResponseError
 from txcoord.barrier.redis import tag_of
 from txcoord.barrier.rule import CHECK_BACK_BRANCH_ID
 from txcoord.model import Op, Pattern
-from txcoord_sdk._checks import Duration
+from txcoord.protocol import METADATA_PREFIX
+from txcoord_sdk._branch_calls import as_ascii
+from txcoord_sdk._checks import Duration, is_grpc_url
 from txcoord_sdk._local import Carry, submit_committed
 from txcoord_sdk._rules import Rules
 from txcoord_sdk._two_phase_rules import reason_of
@@ -53,7 +55,12 @@ class RedisLocalTransaction:
         self._is_async = is_async
 
     async def run(self, query_prepared: str) -> str:
-        await self._carry(self._rules.prepare_message(self._message, with_key(query_prepared, self._key)))
+        if self._key is not None and is_grpc_url(query_prepared):
+            # A method has no query; what is sent with every call is metadata there.
+            self._message.add_header(f"{METADATA_PREFIX}{REDIS_KEY_PARAMETER}", as_ascii(self._key))
+        else:
+            query_prepared = with_key(query_prepared, self._key)
+        await self._carry(self._rules.prepare_message(self._message, query_prepared))
         try:
             await self._take_effect()
         except DuplicatedError:

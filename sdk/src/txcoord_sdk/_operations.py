@@ -387,8 +387,8 @@ class Operations(ABC):
         so, and the message follows it all the same.
 
         Args:
-            query_prepared: the URL of the check-back; `redis_key` is added to its query, which the
-                ready-made ones read.
+            query_prepared: the URL of the check-back; `redis_key` is added to its query (over gRPC to
+                the metadata of all calls), which the ready-made ones read.
             client: of the package redis, async for the async client.
             work: an `Increment` or a `LuaWork` of `txcoord_sdk.barrier.redis`.
             expiry: how long the mark is kept, by default 7 days: longer than the coordinator could be away

@@ -123,9 +123,9 @@ def query_in(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
 
 
 def _decoded(value: str) -> str:
-    # Metadata is ASCII: a coordinator percent-encodes what is not, and leaves the rest as it is.
+    # Metadata is printable ASCII: a coordinator percent-encodes what is not, and leaves the rest as it is.
     text = unquote(value, errors="replace")
-    return text if quote(text, safe="") == value and not text.isascii() else value
+    return text if quote(text, safe="") == value and not (text.isascii() and text.isprintable()) else value
 
 
 @dataclass(frozen=True, slots=True)

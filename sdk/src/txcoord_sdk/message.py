@@ -169,6 +169,11 @@ class Message:
         """
         return self.step(f"{TOPIC_PREFIX}{checked_topic(topic)}", payload)
 
+    def add_header(self, name: str, value: str) -> None:
+        """Have a header sent with every call, the check-back included; for the SDK itself."""
+        headers = self._options.get("branch_headers")
+        self._options["branch_headers"] = {**(headers if isinstance(headers, dict) else {}), name: value}
+
     def prepare_request(self, query_prepared: str) -> Fields:
         """Give what a prepare sends, and take no more steps from here on."""
         body = self._body(query_prepared)
