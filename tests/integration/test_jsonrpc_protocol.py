@@ -1,7 +1,6 @@
 """DTM's own JSON-RPC tests, as ours, against a running server: initiators and participants over JSON-RPC.
 
-DTM tests the participants' codes with messages; here a saga and a tcc show them. Status
-lists as in `test_saga_protocol`; of a tcc they are cancel and confirm of each branch.
+Status lists as in `test_saga_protocol`; of a tcc they are cancel and confirm of each branch, of a message actions.
 """
 
 from __future__ import annotations
@@ -269,6 +268,66 @@ async def test_what_is_not_prepared_takes_no_branches(dtm: Dtm) -> None:
     expected = {"code": -32901, "message": f"no trans with gid: {dtm.gid} status: prepared found FAILURE"}
 
     assert await dtm.register("01", "out") == expected
+
+
+# -- messages ----------------------------------------------------------------------------
+
+
+async def submit_message(dtm: Dtm, participant: JsonRpcParticipant, method: str = "submit", **changes: Any) -> Any:
+    """A message of an HTTP step and a JSON-RPC step."""
+    message = {
+        "trans_type": "msg",
+        "protocol": "json-rpc",
+        "steps": [{"action": f"{participant.url}/plain"}, {"action": participant.method("in")}],
+        "payloads": ['{"amount":30}', '{"amount":30}'],
+        "query_prepared": participant.method("query"),
+        "retry_interval": 60,
+    }
+    return await dtm.call(method, **(message | changes))
+
+
+async def test_a_whole_message(dtm: Dtm, participant: JsonRpcParticipant) -> None:
+    assert await submit_message(dtm, participant, "prepare") is None
+    assert await submit_message(dtm, participant) is None
+
+    await dtm.ends("succeed", "SS")
+
+    assert participant.calls(dtm.gid) == ["plain", "in"]
+    assert participant.sent(dtm.gid, "in")["params"]["op"] == "action"
+    assert await submit_message(dtm, participant) == {
+        "code": -32901,
+        "message": "current status 'succeed', cannot sumbmit. FAILURE",
+    }
+
+
+async def test_whatever_an_action_answers_it_is_repeated(dtm: Dtm, participant: JsonRpcParticipant) -> None:
+    participant.script("in", ERROR, ONGOING, FAILURE)
+    assert await submit_message(dtm, participant) is None
+
+    for calls in (1, 2, 3):
+        await participant.called("in", dtm.gid, times=calls)
+        await dtm.cron()
+
+    await dtm.ends("succeed", "SS")
+    assert await dtm.outcomes("action") == ["success", "unknown", "ongoing", "failure", "success"]
+
+
+@pytest.mark.parametrize("answer", [ERROR, ONGOING, FAILURE], ids=["error", "ongoing", "failure"])
+async def test_the_check_back_is_asked_over_json_rpc(dtm: Dtm, participant: JsonRpcParticipant, answer: Answer) -> None:
+    participant.script("query", answer)
+    assert await submit_message(dtm, participant, "prepare", timeout_to_fail=1) is None
+    await participant.called("query", dtm.gid)
+    assert participant.sent(dtm.gid, "query")["params"] == {
+        "gid": dtm.gid,
+        "trans_type": "msg",
+        "branch_id": "00",
+        "op": "msg",
+    }
+    if answer is FAILURE:
+        await dtm.ends("failed", "PP")
+        return
+    await dtm.cron()
+    await dtm.ends("succeed", "SS")
 
 
 # -- the abnormal cases ------------------------------------------------------------------

@@ -15,10 +15,12 @@ from starlette.routing import Route
 from tests.e2e.harness import Process, coordinator
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 from tests.integration.serving import serving
+from tests.processes import free_port
 from txcoord_sdk import (
     AsyncCoordinator,
     AsyncTcc,
     Coordinator,
+    CoordinatorUnreachableError,
     Outcome,
     Pattern,
     RequestRefusedError,
@@ -114,6 +116,30 @@ async def test_a_try_without_a_clear_answer_has_all_cancelled(
     assert caught.value.outcome is Outcome.UNKNOWN
     assert (await client.wait(tcc.gid)).status is Status.FAILED
     assert participant.calls(tcc.gid) == ["order-try", "order-cancel"]
+
+
+async def test_an_error_in_the_block_has_all_cancelled(client: AsyncCoordinator, participant: Participant) -> None:
+    tcc = client.tcc()
+
+    async def buy() -> None:
+        async with tcc:
+            await reserve(tcc, participant, "order")
+            raise LookupError("no such customer")
+
+    with pytest.raises(LookupError):
+        await buy()
+
+    found = await client.wait(tcc.gid)
+    assert (found.status, found.reason) == (Status.FAILED, "LookupError: no such customer")
+    assert participant.calls(tcc.gid) == ["order-try", "order-cancel"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_without_a_coordinator_the_block_is_not_entered(scheme: str) -> None:
+    async with AsyncCoordinator(f"{scheme}://127.0.0.1:{free_port()}", attempts=2, backoff=0.01) as nobody:
+        with pytest.raises(CoordinatorUnreachableError):
+            async with nobody.tcc():
+                raise AssertionError("it was not opened")
 
 
 async def test_a_cancelled_task_has_all_cancelled(client: AsyncCoordinator, participant: Participant) -> None:
