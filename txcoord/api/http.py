@@ -18,6 +18,7 @@ from txcoord import __version__, metrics
 from txcoord.api import answers, replies
 from txcoord.api.answers import Answer
 from txcoord.api.jsonrpc import JsonRpcApi, of_unread
+from txcoord.api.openapi import OPENAPI_PATH, document
 from txcoord.api.operations import Operations
 from txcoord.api.queries import Query, gid_of, kv, kv_page, one, optional_number, page, whole_number
 from txcoord.api.replies import Reply
@@ -41,6 +42,7 @@ _DROPPED_AT_MOST: Final = 16
 _QUERY_FIELDS_MAX: Final = 100
 _CENTURY_S: Final = 100 * 366 * 24 * 3600
 
+_PING_PATH: Final = "/api/ping"
 _TOPIC_PATH: Final = f"{API_BASE}/topic/"
 
 
@@ -103,6 +105,7 @@ class HttpApi:
             "/api/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            OPENAPI_PATH: self._openapi,
         }
         # The label is DTM's: the last segment of the path, in lower case.
         self._routes = {("POST", f"{API_BASE}/{name}"): _Route(name.lower(), on_body=on) for name, on in posts.items()}
@@ -115,6 +118,12 @@ class HttpApi:
         self._topic_route = _Route("topic", on_name=self._delete_topic)
         self._ping_route = _Route("ping", on_query=self._ping)
         self._other_route = _Route("other", on_query=self._not_found)
+        self._document = answers.ok(document())
+
+    @property
+    def offered(self) -> frozenset[tuple[str, str]]:
+        """Method and path of each route, as the document has them."""
+        return frozenset((*self._routes, ("GET", _PING_PATH), ("DELETE", f"{_TOPIC_PATH}{{topic}}")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,7 +156,7 @@ class HttpApi:
 
     def _find(self, method: str, path: str) -> _Route:
         path = _plain(path)
-        if path == "/api/ping":
+        if path == _PING_PATH:
             return self._ping_route
         if method == "DELETE" and path.startswith(_TOPIC_PATH):
             return self._topic_route
@@ -279,6 +288,9 @@ class HttpApi:
     async def _readyz(self, _query: Query) -> Answer:
         await self._service.check_ready()
         return answers.ok({"status": "ready"})
+
+    async def _openapi(self, _query: Query) -> Answer:
+        return self._document
 
     async def _not_found(self, _query: Query) -> Answer:
         return answers.NOT_FOUND
