@@ -72,6 +72,10 @@ class Participant:
         """Let calls of a path wait until the event is set."""
         return self._gates.setdefault(path, asyncio.Event())
 
+    def release(self, path: str) -> None:
+        """Let calls of a path go on, those to come too."""
+        self._gates.pop(path).set()
+
     def calls(self, gid: str) -> list[str]:
         """The paths called for a transaction, in order."""
         return [call.path for call in self.received if call.gid == gid]
