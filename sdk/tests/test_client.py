@@ -524,3 +524,21 @@ def test_both_clients_have_the_same_operations_with_the_same_parameters() -> Non
 def test_every_operation_says_what_it_promises() -> None:
     for kind in (Coordinator, AsyncCoordinator):
         assert all(inspect.getdoc(member) for member in public(kind).values())
+
+
+async def test_a_connection_that_breaks_when_it_is_made_is_no_answer() -> None:
+    answers: list[httpx.Response | Exception] = [
+        AttributeError("'NoneType' object has no attribute 'getpeername'"),
+        httpx.Response(200, json={"msg": "pong"}),
+    ]
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as http:
+        await AsyncCoordinator("http://txcoord", http=http, backoff=0).ping()
+
+    assert answers == []

@@ -262,7 +262,8 @@ class AsyncCoordinator(Operations):
     async def _send(self, call: HttpCall) -> Reply:
         try:
             return _answer(await self._http.request(**_request(call)))
-        except httpx.RequestError as error:
+        # What httpx lets through from anyio and uvloop, of a connection that breaks just when it is made.
+        except (httpx.RequestError, AttributeError) as error:
             return _no_answer(error)
 
     async def _send_grpc(self, call: GrpcCall) -> GrpcAnswer:
@@ -516,7 +517,7 @@ def _answer(response: httpx.Response) -> HttpAnswer:
     )
 
 
-def _no_answer(error: httpx.RequestError) -> NoAnswer:
+def _no_answer(error: Exception) -> NoAnswer:
     return NoAnswer(
         detail=f"{type(error).__name__}: {error}".removesuffix(": "), may_have_arrived=not isinstance(error, _NOT_SENT)
     )
