@@ -14,12 +14,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from tests.e2e.harness import ROOT, upgrade
 from tests.integration.scripted import Participant
 from tests.processes import descendants
 from txcoord import __version__
+from txcoord_sdk.barrier import create_table_at
+from txcoord_sdk.xa import XaKey, prepare_sync
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TXCOORD_")}
 
@@ -373,3 +376,37 @@ async def counted(url: str, name: str) -> float:
     async with httpx.AsyncClient() as http:
         lines = (await http.get(f"{url}/api/metrics")).text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+# -- leftovers of XA ---------------------------------------------------------------------------
+
+
+def test_leftovers_of_xa_are_shown_and_ended(serving: Serving, postgres_url: str) -> None:
+    create_table_at(postgres_url)
+    gid = f"g-{uuid4().hex}"
+    prepare_sync(
+        lambda: psycopg.connect(postgres_url), XaKey(gid=gid, branch_id="01"), lambda _: None, register=lambda: None
+    )
+    arguments = ["xa", "recover", "--url", postgres_url, "--coordinator", serving.url]
+
+    shown = txcoord(*arguments)
+    assert shown.returncode == 1
+    assert f"{gid}-01" in shown.stdout
+    assert "the coordinator does not know it" in shown.stdout
+    assert txcoord(*arguments, "--end").returncode == 1, "to roll back the unknown has to be said"
+
+    ended = txcoord(*arguments, "--end", "--unknown")
+    assert (ended.returncode, "rolled back" in ended.stdout) == (0, True)
+    again = txcoord(*arguments)
+    assert (again.returncode, again.stdout) == (0, "no prepared transaction of ours\n")
+
+
+def test_leftovers_cannot_be_shown_without_the_sdk(tmp_path: Path) -> None:
+    # A package of this name that has nothing in it stands in for one that is not installed.
+    (tmp_path / "txcoord_sdk").mkdir()
+    (tmp_path / "txcoord_sdk" / "__init__.py").touch()
+
+    said = txcoord("xa", "recover", "--url", "postgresql://x/y", PYTHONPATH=str(tmp_path))
+
+    assert said.returncode == 1
+    assert "this needs the SDK: pip install 'txcoord-sdk[mysql,postgres]'" in said.stderr
