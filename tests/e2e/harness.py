@@ -11,13 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
 from uuid import uuid4
 
-import httpx
 import pytest
+from sqlalchemy import text
 
+from tests.e2e.bank import OPENING_BALANCE, open_xa_account, xa_engine
 from tests.processes import end, free_port, freeze, kill, spawn, thaw
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Saga, Status, TransactionFailedError
 from txcoord_sdk.results import Transaction
@@ -82,11 +84,13 @@ class Process:
             end(self.process)
 
     def _answers(self) -> bool:
-        try:
-            # Any answer will do: the participants have no page of their own.
-            return httpx.get(self.url + self._probe, timeout=2).status_code < 500
-        except httpx.TransportError:
-            return False
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
+            try:
+                connection.request("GET", self._probe)
+                # Any answer will do: the participants have no page of their own.
+                return connection.getresponse().status < 500
+            except (OSError, HTTPException):
+                return False
 
 
 def _clean_environment() -> dict[str, str]:
@@ -135,20 +139,19 @@ def store_for(request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 class Bank:
-    """Two accounts services, `out` and `in`."""
+    """Two accounts services, `out` and `in`, each with a database of its own."""
 
     AMOUNT = 30
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, coordinator: str = "") -> None:
+        """
+        Args:
+            coordinator: where `out` sends messages to.
+        """
         self._files = {name: folder / f"{name}.sqlite" for name in ("out", "in")}
+        begins = {"out": ["--coordinator", coordinator]} if coordinator else {}
         self.services = {
-            name: Process(
-                ["tests.e2e.bank", name, file, "--port", str(port := free_port())],
-                port=port,
-                log=folder / f"bank-{name}.log",
-                probe="/",
-            )
-            for name, file in self._files.items()
+            name: _service(name, file, folder, *begins.get(name, [])) for name, file in self._files.items()
         }
 
     def start(self) -> None:
@@ -159,12 +162,19 @@ class Bank:
         for service in self.services.values():
             service.close()
 
+    def branch_url(self, account: str) -> str:
+        return f"{self.services[account].url}/branch"
+
+    def amount(self, account: str) -> int:
+        """What a transfer adds to an account."""
+        return -self.AMOUNT if account == "out" else self.AMOUNT
+
     def transfer(self, gid: str, *, concurrent: bool = False) -> Saga:
         """A transfer from one account to the other."""
         saga = Saga(gid, concurrent=concurrent)
-        for service in self.services.values():
-            url = f"{service.url}/branch"
-            saga.step(url, url, {"amount": self.AMOUNT})
+        for account in self.services:
+            url = self.branch_url(account)
+            saga.step(url, url, {"amount": self.amount(account)})
         return saga
 
     def balances(self) -> dict[str, tuple[int, int]]:
@@ -193,12 +203,63 @@ class Bank:
             book = books.pop(gid, Counter())
             if any(times > 1 for times in book.values()):
                 wrong.append(f"{gid} {status}: an effect happened twice: {dict(book)}")
-            for account in self._files:
-                kept = book[account, "action"] - book[account, "compensate"]
-                if kept != (1 if status is Status.SUCCEEDED else 0):
+            for account in self.services:
+                done, undone, tried, confirmed, cancelled = (
+                    sum(book[account, op] for op in ops)
+                    for ops in (["action", "confirm"], ["compensate", "rollback"], ["try"], ["confirm"], ["cancel"])
+                )
+                moved = 1 if status is Status.SUCCEEDED else 0
+                if done - undone != moved or tried != confirmed + cancelled:
                     wrong.append(f"{gid} {status}: the books of {account} say {dict(book)}")
         wrong += [f"{gid} has effects, but nobody accepted it: {dict(book)}" for gid, book in books.items()]
         assert not wrong, "\n".join(wrong[:20])
+        moved = self.AMOUNT * sum(status is Status.SUCCEEDED for status in ended.values())
+        assert self.balances() == {"out": (OPENING_BALANCE - moved, 0), "in": (OPENING_BALANCE + moved, 0)}
+
+
+class XaBank(Bank):
+    """The same on two database servers, whose transactions are prepared: `out` on MariaDB, `in` on PostgreSQL."""
+
+    def __init__(self, folder: Path, *, out_url: str, in_url: str) -> None:
+        self._urls = {"out": out_url, "in": in_url}
+        for url in self._urls.values():
+            open_xa_account(url)
+        self._engines = {name: xa_engine(url) for name, url in self._urls.items()}
+        self.services = {name: _service(name, url, folder) for name, url in self._urls.items()}
+
+    def close(self) -> None:
+        super().close()
+        for engine in self._engines.values():
+            engine.dispose()
+
+    def balances(self) -> dict[str, tuple[int, int]]:
+        found = {}
+        for account, engine in self._engines.items():
+            with engine.connect() as connection:
+                found[account] = (int(connection.scalar(text("select sum(balance) from account")) or 0), 0)
+        return found
+
+    def effects(self) -> dict[str, Counter[tuple[str, str]]]:
+        found: dict[str, Counter[tuple[str, str]]] = {}
+        for account, engine in self._engines.items():
+            with engine.connect() as connection:
+                for gid, op in connection.execute(text("select gid, op from effects")):
+                    found.setdefault(gid, Counter())[account, op] += 1
+        return found
+
+    def prepared(self) -> list[str]:
+        """Names of the transactions that are left prepared in the databases."""
+        with self._engines["out"].connect() as connection:
+            found = [str(row[3]) for row in connection.execute(text("xa recover"))]
+        with self._engines["in"].connect() as connection:
+            mine = "select gid from pg_prepared_xacts where database = current_database()"
+            return found + [str(row[0]) for row in connection.execute(text(mine))]
+
+
+def _service(name: str, database: str | Path, folder: Path, *more: str) -> Process:
+    port = free_port()
+    command = ["tests.e2e.bank", name, database, "--port", str(port), *more]
+    return Process(command, port=port, log=folder / f"bank-{name}.log", probe="/")
 
 
 class Load:

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -14,11 +13,8 @@ import sqlalchemy as sa
 
 from tests.e2e.harness import Bank, Load, Process, all_ended, coordinator, upgrade
 from tests.servers import Server
-from txcoord_sdk import Status
 
 pytestmark = pytest.mark.slow
-
-KILLS = 50
 
 
 @pytest.fixture
@@ -52,27 +48,6 @@ def fragile_server(request: pytest.FixtureRequest) -> Server:
     """A database server of this test's own, which it may kill."""
     server: Server = request.getfixturevalue(f"fragile_{request.param}")
     return server
-
-
-async def test_kill_at_random_moments(bank: Bank, store_url: str, tmp_path: Path) -> None:
-    random = Random(20261120)
-    process = coordinator(store_url, tmp_path)
-    load = Load(bank, [process.url], seed=1)
-    try:
-        process.start()
-        load.start()
-        for _ in range(KILLS):
-            await asyncio.sleep(random.uniform(0.02, 0.4))
-            process.kill()
-            await asyncio.to_thread(process.start)
-        await load.stop()
-        ended = await all_ended(process.url, load.accepted)
-    finally:
-        process.close()
-
-    bank.check(ended)
-    assert len(ended) > 5 * KILLS
-    assert set(ended.values()) == {Status.SUCCEEDED, Status.FAILED}
 
 
 async def test_a_coordinator_paused_past_its_lease_changes_nothing(bank: Bank, server_url: str, tmp_path: Path) -> None:
