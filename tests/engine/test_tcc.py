@@ -22,6 +22,7 @@ from txcoord.errors import (
 )
 from txcoord.model import MICROSECONDS, NEVER_US, Status
 from txcoord.request import SubmitResult, TransRequest
+from txcoord.store.base import Owned
 from txcoord.store.memory import FailWhen
 from txcoord.two_phase.decide import MOST_REFUSALS
 
@@ -830,3 +831,55 @@ async def test_many_initiators_and_nodes(cluster: Cluster) -> None:
         expected = Status.SUCCEEDED if number % 3 == 1 else Status.FAILED
         assert await check_end(cluster, f"g{number}", branches=2) is expected
         assert len(cluster.calls(f"g{number}")) == 2
+
+
+async def test_a_flood_of_claims_is_bounded_and_refused_ones_come_through_later(cluster: Cluster) -> None:
+    first = await cluster.start_node()
+    small = await cluster.start_node(max_live=2)
+    gids = [f"g{number}" for number in range(12)]
+    for gid in gids:
+        await Tcc(first, gid).prepare(timeout_to_fail=600)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, small.engine.live_count)
+            await asyncio.sleep(COMMIT_S / 4)
+
+    watching = asyncio.create_task(watch())
+    results = await asyncio.gather(*[Tcc(small, gid).register("01") for gid in gids], return_exceptions=True)
+    refused = [result for result in results if isinstance(result, OverloadedError)]
+    assert results.count(None) + len(refused) == len(gids)
+    assert len(refused) == len(gids) - 4
+    await asyncio.gather(*[insist(Tcc(small, gid).abort) for gid in gids])
+    watching.cancel()
+
+    assert most <= 4, "twice max_live"
+    assert [(await cluster.saga(gid)).status for gid in gids] == [Status.FAILED] * len(gids)
+
+
+async def test_claims_of_different_transactions_do_not_wait_for_each_other(cluster: Cluster, tcc: Tcc) -> None:
+    other = await cluster.start_node()
+    await tcc.prepare()
+    await Tcc(tcc.node, "g2").prepare()
+    hanging, claim = asyncio.Event(), cluster.store.claim_prepared
+
+    async def claim_slowly(node_id: int, gid: str) -> Owned | None:
+        if gid == "g1":
+            await hanging.wait()
+        return await claim(node_id, gid)
+
+    cluster.store.claim_prepared = claim_slowly  # type: ignore[method-assign]
+    slow = asyncio.ensure_future(Tcc(other, "g1").register("01"))
+    gone = asyncio.ensure_future(Tcc(other, "g1").register("02"))
+    await settle()
+
+    assert (await Tcc(other, "g2").abort()).status is Status.FAILED
+    assert not slow.done()
+    gone.cancel()
+    hanging.set()
+    await slow
+
+    assert [op.branch_id for op in (await cluster.saga()).branches[::2]] == ["01"]
+    await Tcc(other).abort()
