@@ -515,17 +515,19 @@ def _body(schemas: Sequence[str], examples: Mapping[str, Json]) -> Json:
 def _parameter(name: str, schema: Json, *, required: bool = False, place: str = "query") -> Json:
     text = schema.get("description", "")
     rest = {key: value for key, value in schema.items() if key != "description"}
-    return {"name": name, "in": place, "required": required, "description": text, "schema": rest}
+    parameter = {"name": name, "in": place, "required": required, "description": text, "schema": rest}
+    # An optional one that is empty is as one that is not there.
+    return parameter if required else {**parameter, "allowEmptyValue": True}
 
 
 _DONE: Final = _answer("It is done, and on disk.", _ref("Success"))
 _STEP: Final = {"action": "http://order:8081/create", "compensate": "http://order:8081/cancel"}
 
 _OPENED: Final[Mapping[str, Json]] = {
-    "tcc": {"gid": "order-4711", "trans_type": "tcc", "timeout_to_fail": 60},
-    "xa": {"gid": "order-4711", "trans_type": "xa"},
+    "tcc": {"gid": "tcc-4711", "trans_type": "tcc", "timeout_to_fail": 60},
+    "xa": {"gid": "xa-4711", "trans_type": "xa"},
     "msg": {
-        "gid": "order-4711",
+        "gid": "msg-4711",
         "trans_type": "msg",
         "steps": [{"action": "http://mail:8083/send"}],
         "payloads": ['{"to":"ann"}'],
@@ -534,47 +536,47 @@ _OPENED: Final[Mapping[str, Json]] = {
 }
 _SUBMITTED: Final[Mapping[str, Json]] = {
     "saga": {
-        "gid": "order-4711",
+        "gid": "saga-4711",
         "trans_type": "saga",
         "steps": [_STEP, {"action": "http://storage:8082/deduct", "compensate": "http://storage:8082/restore"}],
         "payloads": ['{"goods":1}', '{"goods":1,"quantity":2}'],
         "wait_result": True,
     },
     "a saga whose steps run side by side": {
-        "gid": "order-4712",
+        "gid": "saga-4712",
         "trans_type": "saga",
         "steps": [_STEP, _STEP],
         "payloads": ["{}", "{}"],
         "custom_data": json.dumps({"concurrent": True, "orders": {"1": [0]}}),
     },
-    "tcc": {"gid": "order-4711", "trans_type": "tcc", "wait_result": True},
-    "xa": {"gid": "order-4711", "trans_type": "xa"},
+    "tcc": {"gid": "tcc-4711", "trans_type": "tcc", "wait_result": True},
+    "xa": {"gid": "xa-4711", "trans_type": "xa"},
     "msg": _OPENED["msg"],
     "a message to all subscribers, in five seconds": {
-        "gid": "order-4713",
+        "gid": "msg-4713",
         "trans_type": "msg",
         "steps": [{"action": "topic://order-created"}],
         "payloads": ["{}"],
         "custom_data": json.dumps({"delay": 5}),
     },
     "the end of a workflow": {
-        "gid": "order-4711",
+        "gid": "workflow-4711",
         "trans_type": "workflow",
         "req_extra": {"status": "succeed", "result": "e30="},
     },
 }
 _BRANCHES: Final[Mapping[str, Json]] = {
     "tcc": {
-        "gid": "order-4711",
+        "gid": "tcc-4711",
         "trans_type": "tcc",
         "branch_id": "01",
         "confirm": "http://storage:8082/confirm",
         "cancel": "http://storage:8082/cancel",
         "data": '{"goods":1,"quantity":2}',
     },
-    "xa": {"gid": "order-4711", "trans_type": "xa", "branch_id": "01", "url": "http://storage:8082/xa"},
+    "xa": {"gid": "xa-4711", "trans_type": "xa", "branch_id": "01", "url": "http://storage:8082/xa"},
     "workflow": {
-        "gid": "order-4711",
+        "gid": "workflow-4711",
         "trans_type": "workflow",
         "branch_id": "01",
         "op": "action",
@@ -583,12 +585,12 @@ _BRANCHES: Final[Mapping[str, Json]] = {
     },
 }
 _WORKFLOW: Final = {
-    "gid": "order-4711",
+    "gid": "workflow-4711",
     "trans_type": "workflow",
     "query_prepared": "http://order:8081/workflow/resume",
     "custom_data": json.dumps({"name": "place_order", "data": "e30="}),
 }
-_NAMED: Final = {"gid": {"gid": "order-4711"}}
+_NAMED: Final = {"gid": {"gid": "saga-4711"}}
 
 
 def _paths() -> Json:
@@ -602,6 +604,15 @@ def _paths() -> Json:
             answer=_DONE,
             statuses=[STATUS_FAILURE, 503],
         ),
+        "prepareWorkflow": _operation(
+            "transactions",
+            "prepareWorkflow",
+            "Open a workflow, or look how far it got",
+            body=_body(["Workflow"], {"workflow": _WORKFLOW}),
+            answer=_answer("The workflow, with the steps that are stored.", _ref("Progress")),
+            statuses=[503],
+        ),
+        "registerBranch": _register_branch("registerBranch"),
         "submit": _operation(
             "transactions",
             "submit",
@@ -617,17 +628,9 @@ def _paths() -> Json:
             "abort",
             "Cancel a prepared transaction",
             text="A saga cannot be aborted: it turns round by itself. Only its participant ends a workflow.",
-            body=_body(["Abort"], {"abort": {"gid": "order-4711", "rollback_reason": "the customer left"}}),
+            body=_body(["Abort"], {"abort": {"gid": "tcc-4711", "rollback_reason": "the customer left"}}),
             answer=_DONE,
             statuses=[404, STATUS_FAILURE, STATUS_ONGOING, 503],
-        ),
-        "prepareWorkflow": _operation(
-            "transactions",
-            "prepareWorkflow",
-            "Open a workflow, or look how far it got",
-            body=_body(["Workflow"], {"workflow": _WORKFLOW}),
-            answer=_answer("The workflow, with the steps that are stored.", _ref("Progress")),
-            statuses=[503],
         ),
         "forceStop": _operation(
             "operators",
@@ -648,10 +651,9 @@ def _paths() -> Json:
             statuses=[404, 503],
         ),
     }
-    paths: Json = {f"{API_BASE}/{name}": {"post": operation} for name, operation in transactions.items()}
-    for name in ("registerBranch", "registerTccBranch", "registerXaBranch"):
-        paths[f"{API_BASE}/{name}"] = {"post": _register_branch(name)}
-    return {**paths, **_queries(), **_topics(), **_process()}
+    old_names = {name: _register_branch(name) for name in ("registerTccBranch", "registerXaBranch")}
+    posts = {f"{API_BASE}/{name}": {"post": operation} for name, operation in (transactions | old_names).items()}
+    return {**posts, **_queries(), **_topics(), **_process()}
 
 
 def _register_branch(name: str) -> Json:
@@ -698,7 +700,7 @@ def _queries() -> Json:
                 "query",
                 "Look at a transaction",
                 text="Its branch operations, and the latest calls of each.",
-                takes=[_parameter("gid", _GID, required=True)],
+                takes=[_parameter("gid", _string("The global transaction.", minLength=1, format="gid"), required=True)],
                 answer=_answer("The transaction.", _ref("Found")),
                 statuses=[503],
             )
