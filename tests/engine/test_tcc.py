@@ -22,7 +22,7 @@ from txcoord.errors import (
 )
 from txcoord.model import MICROSECONDS, NEVER_US, Status
 from txcoord.request import SubmitResult, TransRequest
-from txcoord.store.base import Owned
+from txcoord.store.base import Owned, Stored
 from txcoord.store.memory import FailWhen
 from txcoord.two_phase.decide import MOST_REFUSALS
 
@@ -165,6 +165,25 @@ async def test_one_that_was_never_prepared_is_submitted_without_branches(cluster
         await Tcc(tcc.node, "g2").abort()
     with pytest.raises(TransactionNotFoundError):
         await Tcc(tcc.node, "g2").register("01")
+
+
+async def test_one_that_was_never_prepared_is_submitted_several_times_at_once(
+    cluster: Cluster, tcc: Tcc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, answered = cluster.store.find, itertools.count()
+
+    async def one_after_another(gid: str) -> Stored | None:
+        stored = await find(gid)
+        await asyncio.sleep(next(answered) * COMMIT_S / 4)  # some hear of it while it is created, some afterwards
+        return stored
+
+    monkeypatch.setattr(cluster.store, "find", one_after_another)
+
+    results = await asyncio.gather(*(tcc.submit(wait=False) for _ in range(8)), return_exceptions=True)
+
+    assert results[0] == ACCEPTED
+    assert all(result == ACCEPTED or isinstance(result, StatusConflictError) for result in results)
+    assert cluster.log == ["g1 created", "g1 succeed"]
 
 
 async def test_a_confirm_is_repeated_until_it_succeeds(cluster: Cluster, tcc: Tcc) -> None:

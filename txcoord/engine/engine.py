@@ -190,6 +190,10 @@ class Engine:
         if tx.gid in self._parking:
             await self._created(self._parking[tx.gid], tx.gid)
             return None
+        if other := self._live.get(tx.gid):
+            # Created here while the caller found that there was none.
+            await self.wait_until_created(other)
+            return None
         create = Create(tx=tx, token=self._random.getrandbits(62) + 1)
         # What waits in the store for room comes first: new ones queue behind it.
         if is_full or self._recovery.is_owed_room:
