@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.engine.harness import FAILURE, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, saga_request, settle
@@ -124,6 +126,28 @@ async def test_a_workflow_that_nobody_resumes_is_no_news(cluster: Cluster, node:
         TransRequest(gid="g1", trans_type="workflow", custom_data='{"name":"transfer"}')
     )
     await cluster.store.wait_until(lambda stored: stored.tx.due_us == NEVER_US, "g1", within_s=100)
+    await settle()
+
+    assert not cluster.alerts
+
+
+async def test_a_call_that_ends_while_the_end_is_reported_is_no_news(cluster: Cluster) -> None:
+    node = await cluster.start_node(alert_retry_limit=1)
+    call = cluster.participants.hold("00 transfer")
+    await node.service.prepare_workflow(
+        TransRequest(gid="g1", trans_type="workflow", custom_data='{"name":"transfer"}', query_prepared="http://p/r")
+    )
+    await call.began.wait()
+    cluster.store.before_apply = asyncio.Event()
+    report = asyncio.create_task(
+        node.service.submit(TransRequest(gid="g1", trans_type="workflow", req_extra={"status": "succeed"}))
+    )
+    await asyncio.sleep(0.1)
+    call.end(UNKNOWN)
+    await asyncio.sleep(0.1)
+
+    cluster.store.before_apply.set()
+    await report
     await settle()
 
     assert not cluster.alerts

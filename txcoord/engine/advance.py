@@ -73,7 +73,7 @@ class Advancer:
         while True:
             if live.call_error is not None:
                 raise live.call_error
-            if live.ended:
+            if live.ended and not live.tx.status.is_final:
                 self._record_ended(live)
             if live.requests:
                 # Again until there are none: those that came meanwhile must not wait for a call.
