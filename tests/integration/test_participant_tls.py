@@ -140,6 +140,23 @@ async def test_grpc_shows_a_certificate(
     assert len(it.received) == 1
 
 
+async def test_files_are_read_at_start(authority: Authority, ours: Certificate, write: Write, tmp_path: Path) -> None:
+    shown = authority.sign("grpc-at-start")
+    files = {"ca_file": authority.ca_file, "cert_file": ours.cert_file, "key_file": ours.key_file}
+    for name, file in files.items():
+        (tmp_path / name).write_bytes(file.read_bytes())
+    settings = write('["*"]\ntls = true\n' + "\n".join(f'{name} = "{name}"' for name in files))
+    dispatcher = RoutingDispatcher(settings)
+    for name in files:
+        (tmp_path / name).unlink()
+
+    async with GrpcParticipant(credentials=authority.server_credentials(shown, wants_client=True)) as it:
+        result = await dispatcher.call(grpc_request(it.url("In")))
+    await dispatcher.close()
+
+    assert result.outcome is Outcome.SUCCESS
+
+
 async def test_grpc_asks_for_another_name(authority: Authority, write: Write) -> None:
     shown = authority.sign("grpc-by-name", host="orders.internal")
     text = f'["*"]\ntls = true\nca_file = "{authority.ca_file}"\n'
@@ -177,7 +194,7 @@ def test_grpc_speaks_tls_only_where_the_file_says_so(write: Write) -> None:
 
 def test_paths_are_relative_to_the_file(authority: Authority, shown: Certificate) -> None:
     file = authority.ca_file.with_name("participants.toml")
-    file.write_text(f'["*"]\nca_file = "{authority.ca_file.name}"\ncert_file = "{shown.cert_file.name}"\n'
+    file.write_text(f'["*"]\ntls = true\nca_file = "{authority.ca_file.name}"\ncert_file = "{shown.cert_file.name}"\n'
                     f'key_file = "{shown.key_file.name}"')  # fmt: skip
 
     found = ParticipantTls(DispatchSettings(participant_tls_file=str(file))).of("any", 1)

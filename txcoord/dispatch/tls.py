@@ -17,7 +17,6 @@ import re
 import ssl
 import tomllib
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -45,26 +44,27 @@ class EndpointTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class ClientTls:
-    """How to speak TLS to an endpoint: one value for each table, shared by its endpoints."""
+    """How to speak TLS to an endpoint: one value for each table, shared by its endpoints.
+
+    Raises:
+        OSError: on construction; a file cannot be read.
+    """
 
     def __init__(self, table: EndpointTls, context: ssl.SSLContext) -> None:
         self.table = table
         self.context = context
         self.server_name = table.server_name
-
-    @cached_property
-    def grpc_roots(self) -> bytes | None:
+        self.grpc_roots: bytes | None = None
         """The authorities as gRPC wants them; None: those it brings along."""
-        path = self.table.ca_file or ssl.get_default_verify_paths().cafile
-        return Path(path).read_bytes() if path else None
-
-    @cached_property
-    def grpc_certificate(self) -> tuple[bytes | None, bytes | None]:
+        self.grpc_certificate: tuple[bytes | None, bytes | None] = (None, None)
         """Key and certificate as gRPC wants them."""
-        table = self.table
-        if not table.cert_file:
-            return None, None
-        return Path(table.key_file or table.cert_file).read_bytes(), Path(table.cert_file).read_bytes()
+        if table.tls:
+            # Not with the first call: a file that is gone or half written by then would fail it, and each after it.
+            roots = table.ca_file or ssl.get_default_verify_paths().cafile
+            self.grpc_roots = Path(roots).read_bytes() if roots else None
+            if table.cert_file:
+                key = Path(table.key_file or table.cert_file).read_bytes()
+                self.grpc_certificate = key, Path(table.cert_file).read_bytes()
 
 
 class ParticipantTls:
