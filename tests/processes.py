@@ -276,8 +276,14 @@ def _group_of(user: str) -> int:
     return pwd.getpwnam(user).pw_gid
 
 
-def program(*names: str, package: str, folders: Callable[[], Sequence[Path]] = tuple, instead: str = "") -> Path:
-    """Find a program, by the first of `names` that is there; install `package` if none is.
+def program(
+    *names: str,
+    package: str,
+    folders: Callable[[], Sequence[Path]] = tuple,
+    instead: str = "",
+    may_install: bool = True,
+) -> Path:
+    """Find a program, by the first of `names` that is there; install `package` if none is, and if we may.
 
     Looked for in `folders()` first, which is asked again after the installation.
 
@@ -287,7 +293,7 @@ def program(*names: str, package: str, folders: Callable[[], Sequence[Path]] = t
     """
     found = _find(names, folders())
     if found is None:
-        _apt_install(package, wanted=names[0], instead=instead)
+        _apt_install(package, wanted=names[0], instead=instead, may_install=may_install)
         found = _find(names, folders())
     if found is None:
         raise ProgramMissingError(f"`{names[0]}` is missing even with the package {package} installed{instead}")
@@ -302,9 +308,9 @@ def _find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def _apt_install(package: str, *, wanted: str, instead: str) -> None:
+def _apt_install(package: str, *, wanted: str, instead: str, may_install: bool) -> None:
     by_hand = f"`{wanted}` is missing: install it (Debian, Ubuntu: apt-get install {package}){instead}"
-    if os.environ.get("TXCOORD_NO_APT") or shutil.which("apt-get") is None:
+    if not may_install or os.environ.get("TXCOORD_NO_APT") or shutil.which("apt-get") is None:
         raise ProgramMissingError(by_hand)
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if sudo and (shutil.which("sudo") is None or subprocess.run([*sudo, "true"], capture_output=True).returncode != 0):

@@ -76,8 +76,10 @@ class Server(ABC):
         *,
         settings: Mapping[str, str] | None = None,
         existing_url: str | None = None,
+        may_install: bool = True,
     ) -> None:
         self._settings = dict(settings or {})
+        self._may_install = may_install
         self._process: subprocess.Popen[bytes] | None = None
         self._owns_folder = False
         self.private = existing_url is None
@@ -305,8 +307,11 @@ class MariaDB(Server):
     def _find_programs(self) -> Mapping[str, Path]:
         instead = f", or name an existing MySQL or MariaDB server: {self.variable}=mysql://user:password@host:port/"
         programs = {
-            "server": program("mariadbd", "mysqld", package="mariadb-server", instead=instead),
-            "install": program("mariadb-install-db", "mysql_install_db", package="mariadb-server", instead=instead),
+            what: program(*names, package="mariadb-server", instead=instead, may_install=self._may_install)
+            for what, names in (
+                ("server", ("mariadbd", "mysqld")),
+                ("install", ("mariadb-install-db", "mysql_install_db")),
+            )
         }
         version = subprocess.run([programs["server"], "--version"], capture_output=True, text=True, check=True).stdout
         if "MariaDB" not in version:
@@ -406,7 +411,13 @@ class Postgres(Server):
     def _find_programs(self) -> Mapping[str, Path]:
         instead = f", or name an existing server: {self.variable}=postgresql://user:password@host:port/"
         return {
-            name: program(name, package="postgresql", folders=_postgres_folders, instead=instead)
+            name: program(
+                name,
+                package="postgresql",
+                folders=_postgres_folders,
+                instead=instead,
+                may_install=self._may_install,
+            )
             for name in ("postgres", "initdb")
         }
 
@@ -494,7 +505,9 @@ class Redis(Server):
 
     def _find_programs(self) -> Mapping[str, Path]:
         instead = f", or name an existing server: {self.variable}=redis://:password@host:port/"
-        return {"server": program("redis-server", package="redis-server", instead=instead)}
+        return {
+            "server": program("redis-server", package="redis-server", instead=instead, may_install=self._may_install)
+        }
 
     def __init__(
         self,
@@ -502,10 +515,11 @@ class Redis(Server):
         *,
         settings: Mapping[str, str] | None = None,
         existing_url: str | None = None,
+        may_install: bool = True,
     ) -> None:
         self._numbers: dict[str, int] = {}
         self.cluster_port = (settings or {}).get("cluster-port", "")
-        super().__init__(folder, settings=settings, existing_url=existing_url)
+        super().__init__(folder, settings=settings, existing_url=existing_url, may_install=may_install)
 
     def _initialise(self) -> None:
         pass  # an empty folder is an empty Redis

@@ -70,6 +70,13 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyP
         program("no-such-db", package="some-db", instead=", or name an existing server")
 
 
+def test_who_may_not_install_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TXCOORD_NO_APT", raising=False)
+
+    with pytest.raises(ProgramMissingError, match="`no-such-db` is missing: install it"):
+        program("no-such-db", package="no-such-package", may_install=False)
+
+
 def test_an_existing_server_is_used_and_never_stopped(mariadb_server: Server) -> None:
     existing = MariaDB(existing_url=mariadb_server.database_url(""))
 
