@@ -9,6 +9,7 @@ import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from sqlalchemy import Column, MetaData, String, Table, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -21,10 +22,15 @@ from txcoord_sdk.fastapi import query_prepared_router
 
 CHECK_BACK = "/query-prepared"
 CHECK_BACK_AFTER_S = 10
+"""How long after the prepare the coordinator asks back if it has heard nothing."""
 
 metadata = MetaData()
 
 users = Table("users", metadata, Column("name", String(60), primary_key=True))
+
+
+class NameTakenError(Exception):
+    """Somebody else has the name; what is raised within the local transaction aborts the message, too."""
 
 
 async def prepare(engine: AsyncEngine) -> None:
@@ -35,11 +41,18 @@ async def prepare(engine: AsyncEngine) -> None:
 
 
 def make_users_service(
-    database: str, *, coordinator: str | None, own_url: str, gift_url: str, mail_url: str
+    database: str,
+    *,
+    coordinator: str | None,
+    own_url: str,
+    gift_url: str,
+    mail_url: str,
+    check_back_after_s: int = CHECK_BACK_AFTER_S,
+    http: httpx.AsyncClient | None = None,
 ) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncCoordinator(coordinator) as app.state.coordinator:
+        async with AsyncCoordinator(coordinator, http=http) as app.state.coordinator:
             yield
 
     pages = APIRouter(lifespan=lifespan)
@@ -47,19 +60,22 @@ def make_users_service(
     @pages.post("/users")
     async def register(user: NewUser, request: Request, database: Database) -> dict[str, str]:
         """200 registered, and gift and mail will come; 409 the name is taken; 503 not registered: try again."""
-        message = Message(concurrent=True, timeout_to_fail=CHECK_BACK_AFTER_S, retry_interval=1)
+        message = Message(concurrent=True, timeout_to_fail=check_back_after_s, retry_interval=1)
         message.step(f"{gift_url}/grant", user)
         message.step(f"{mail_url}/send", user)
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(insert(users).values(name=user.name))
+            try:
+                await connection.execute(insert(users).values(name=user.name))
+            except IntegrityError as error:
+                raise NameTakenError(f"there is a user {user.name} already") from error
 
         client: AsyncCoordinator = request.app.state.coordinator
         async with database.connect() as connection:
             try:
                 await client.do_and_submit(message, own_url + CHECK_BACK, connection, work, table=BARRIER_TABLE)
-            except IntegrityError as error:
-                raise HTTPException(409, f"there is a user {user.name} already") from error
+            except NameTakenError as error:
+                raise HTTPException(409, str(error)) from error
             except CoordinatorUnreachableError as error:
                 raise HTTPException(503, "no coordinator answers, and nobody was registered: try again") from error
         return {"gid": message.gid, "name": user.name}

@@ -1,4 +1,4 @@
-"""Start coordinator, order and storage service and BFF, run real orders, and show what happened.
+"""Start a coordinator and the example services, run real transactions of every pattern, and show what happened.
 
 Exits with 0 only if everything ended as it must.
 """
@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,22 +19,35 @@ from rich.console import Console
 from rich.text import Text
 
 from examples.demo.checks import Check, nothing_is_left
-from examples.demo.scenarios import SCENARIOS, Scenario
+from examples.demo.databases import HOW_TO_SEE_XA, PREPARING, DatabaseError, Databases, may_leave_out
+from examples.demo.record import record_of
+from examples.demo.scenarios import SCENARIOS
 from examples.demo.shop import DemoError, Shop
+from examples.demo.story import Scenario
 from examples.demo.timeline import WIDTH, lines
 from tests.processes import remove_folder, temporary_folder
-from txcoord_sdk import TxcoordSdkError
+from txcoord_sdk import Pattern, TxcoordSdkError
 
 _LOG_LINES = 15
 
 
 def main() -> int:
     options = command_line().parse_args()
+    scenarios = _chosen(options.pattern)
     console = Console(width=WIDTH, highlight=False, soft_wrap=True)
     try:
-        with _folder(options.keep) as folder, Shop(folder) as shop:
-            return _run(console, shop, stay=options.stay)
-    except DemoError as error:
+        with (
+            _folder(options.keep) as folder,
+            Databases(
+                folder,
+                with_server=any(name in PREPARING for scenario in scenarios for name in scenario.needs),
+                server=options.xa_server,
+                must_prepare=not may_leave_out(),
+            ) as databases,
+            Shop(folder, databases) as shop,
+        ):
+            return _run(console, shop, scenarios, stay=options.stay)
+    except (DemoError, DatabaseError) as error:
         console.print(f"demo: {error}", style="bold red", markup=False)
         return 1
     except KeyboardInterrupt:
@@ -48,20 +61,41 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep databases and logs there (a new or empty folder)"
     )
+    parser.add_argument(
+        "--pattern",
+        action="append",
+        choices=[str(pattern) for pattern in Pattern],
+        help="show this one only (may be given again)",
+    )
+    parser.add_argument(
+        "--xa-server",
+        metavar="URL",
+        help="a MariaDB, MySQL or PostgreSQL server for XA, on which databases may be made and dropped in the end, "
+        "such as mysql://root:password@127.0.0.1:3306/ (default: one of our own, if such a program is installed)",
+    )
     return parser
 
 
-def _run(console: Console, shop: Shop, *, stay: bool) -> int:
+def _chosen(patterns: Sequence[str] | None) -> Sequence[Scenario]:
+    return [scenario for scenario in SCENARIOS if not patterns or scenario.pattern in patterns]
+
+
+def _run(console: Console, shop: Shop, scenarios: Sequence[Scenario], *, stay: bool) -> int:
     began = time.monotonic()
     checks: list[Check] = []
     try:
-        shop.start("coordinator", "order", "storage", "bff")
-        console.print(f"Coordinator, order service, storage service and BFF are running, in {shop.folder}")
-        for number, scenario in enumerate(SCENARIOS, start=1):
+        _start_first(console, shop, scenarios)
+        number = 0
+        for scenario in scenarios:
+            if scenario.pattern is Pattern.XA and not shop.databases.can_prepare:
+                continue
+            number += 1
+            _begin_those_that_prepare(shop, scenarios)
             checks += _play(console, shop, number, scenario)
+        _tell_what_is_left_out(console, shop, scenarios)
         console.print(Text("\nIn the end ".ljust(WIDTH, "-"), style="bold"))
         checks += _shown_checks(console, [nothing_is_left(shop)])
-    except (DemoError, TxcoordSdkError) as error:
+    except (DemoError, DatabaseError, TxcoordSdkError) as error:
         console.print(f"\ndemo: {error}", style="bold red", markup=False)
         _show_logs(console, shop)
         return 1
@@ -76,14 +110,40 @@ def _run(console: Console, shop: Shop, *, stay: bool) -> int:
     return 1 if failed else 0
 
 
+def _start_first(console: Console, shop: Shop, scenarios: Sequence[Scenario]) -> None:
+    """Start what the first scenario needs, and have the others come up meanwhile."""
+    begins = ("coordinator", *(name for name in scenarios[0].needs if name not in PREPARING))
+    shop.start(*begins)
+    console.print(f"Running: {', '.join(begins)}; databases and logs are in {shop.folder}")
+    shop.begin(*(name for scenario in scenarios for name in scenario.needs if name not in PREPARING))
+
+
+def _begin_those_that_prepare(shop: Shop, scenarios: Sequence[Scenario]) -> None:
+    # As soon as their server runs, which starts meanwhile, too.
+    if shop.databases.is_settled and shop.databases.can_prepare:
+        shop.begin(*(name for scenario in scenarios for name in scenario.needs))
+
+
+def _tell_what_is_left_out(console: Console, shop: Shop, scenarios: Sequence[Scenario]) -> None:
+    if any(scenario.pattern is Pattern.XA for scenario in scenarios) and not shop.databases.can_prepare:
+        console.print(Text("\nXA is left out ".ljust(WIDTH + 1, "-"), style="bold yellow"))
+        console.print(
+            Text(
+                textwrap.fill(
+                    f"It takes a database that can prepare, and there is none. To see it, {HOW_TO_SEE_XA}", WIDTH
+                )
+            )
+        )
+
+
 def _play(console: Console, shop: Shop, number: int, scenario: Scenario) -> list[Check]:
     console.print(Text(f"\n{number}. {scenario.title} ".ljust(WIDTH + 1, "-"), style="bold"))
     console.print(Text(textwrap.fill(scenario.about, WIDTH)))
+    shop.start(*scenario.needs)
     story = scenario.run(shop)
-    transaction = shop.coordinator.query(story.gid)
-    turned_round_at = shop.turned_round_at(story.gid) if transaction.reason else None
     console.print(Text(f"gid {story.gid}\n", style="dim"))
-    for line in lines(transaction, happened=story.events, turned_round_at=turned_round_at, service_at=shop.service_at):
+    record = record_of(shop, story.gid, initiator=story.initiator)
+    for line in lines(record, happened=story.events, initiator=story.initiator):
         console.print(line)
     console.print()
     return _shown_checks(console, story.checks)
@@ -98,7 +158,7 @@ def _shown_checks(console: Console, checks: list[Check]) -> list[Check]:
 
 def _show_logs(console: Console, shop: Shop) -> None:
     """What the processes said last, for whoever has to find out what went wrong."""
-    for name in shop.ports:
+    for name in shop.started:
         log = shop.log(name)
         if log.exists():
             console.print(f"\nlast lines of {log.name}:", style="bold")
@@ -120,7 +180,7 @@ Everything is running, until Ctrl-C.
   the coordinator's view:  curl '{coordinator}/api/dtmsvr/query?gid=GID'
   all it has, newest first:  curl '{coordinator}/api/dtmsvr/all?limit=5'
   databases and logs:      {shop.folder}
-  process ids:             {", ".join(f"{name} {shop.pid(name)}" for name in shop.ports)}
+  process ids:             {", ".join(f"{name} {shop.pid(name)}" for name in shop.started)}
 """,
         markup=False,
     )

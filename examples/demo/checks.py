@@ -33,8 +33,8 @@ def coordinator_says(shop: Shop, gid: str, expected: Status) -> Check:
     )
 
 
-def answered(code: int, *, expected: int) -> Check:
-    return Check(what="the customer's answer", expected=f"HTTP {expected}", found=f"HTTP {code}")
+def answered(code: int, *, expected: int, who: str = "customer") -> Check:
+    return Check(what=f"the {who}'s answer", expected=f"HTTP {expected}", found=f"HTTP {code}")
 
 
 def order_is(shop: Shop, gid: str, expected: str, *, product: int, quantity: int) -> Check:
@@ -42,8 +42,8 @@ def order_is(shop: Shop, gid: str, expected: str, *, product: int, quantity: int
     found = shop.rows(
         "order",
         "select o.status, o.total, p.product_id, p.quantity, p.price "
-        "from orders o left join order_products p on p.order_id = o.id where o.tx_id = ?",
-        gid,
+        "from orders o left join order_products p on p.order_id = o.id where o.tx_id = :gid",
+        gid=gid,
     )
     return Check(
         what="the order in the order database",
@@ -64,11 +64,38 @@ def nothing_is_frozen(shop: Shop, product: int) -> Check:
     return Check(what=f"frozen of product {product}", expected=0, found=shop.frozen(product))
 
 
-def calls_of_deduct(shop: Shop, gid: str, *, at_least: int) -> Check:
-    """How often the storage service was asked to deduct; the stock shows how often it did."""
-    calls = shop.ask("storage", "GET", f"/demo/calls/{gid}").json()
+def calls_of(shop: Shop, gid: str, path: str, *, at_least: int) -> Check:
+    """How often the storage service was asked to do it; the stock shows how often it did."""
+    calls = shop.ask("storage", "GET", f"/demo/calls/{gid}?path={path}").json()
     expected = f"{at_least} or more"
-    return Check(what="calls of /deduct", expected=expected, found=expected if calls >= at_least else calls)
+    return Check(what=f"calls of {path}", expected=expected, found=expected if calls >= at_least else calls)
+
+
+_COUNTS = {
+    "users": "select count(*) from users where name = :user",
+    "gift": "select count(*) from gifts where name = :user",
+    "mail": "select count(*) from mails where name = :user",
+}
+
+
+def rows_of(shop: Shop, name: str, user: str, *, expected: int) -> Check:
+    """How often a user is in the database of a service."""
+    found = shop.number(name, _COUNTS[name], user=user)
+    return Check(what=f"rows of {user} in the {name} database", expected=expected, found=found)
+
+
+def purse_is(shop: Shop, customer: str, *, before: int, expected: int) -> Check:
+    return Check(what=f"purse of {customer}, {before} before", expected=expected, found=shop.purse(customer))
+
+
+def balance_is(shop: Shop, bank: str, *, before: int, expected: int) -> Check:
+    return Check(what=f"balance at {bank}, {before} before", expected=expected, found=shop.balance(bank))
+
+
+def is_prepared(shop: Shop, bank: str, xid: str, *, when: str, expected: str) -> Check:
+    """Neither committed nor rolled back; left so, it would hold its locks for ever."""
+    found = "yes" if shop.databases.is_prepared(bank, xid) else "no"
+    return Check(what=f"prepared in the database of {bank} {when}", expected=expected, found=found)
 
 
 def nothing_is_left(shop: Shop) -> Check:

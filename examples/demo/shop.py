@@ -1,22 +1,22 @@
-"""The processes of the demo: a coordinator, the order and storage services, and the BFF."""
+"""The processes of the demo: a coordinator, and the services of the examples."""
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from examples.bank import ACCOUNT
+from examples.demo.databases import BANKS, Databases
 from tests.processes import end, free_port, kill, spawn
-from txcoord_sdk import Coordinator, Status
+from txcoord_sdk import Coordinator
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +24,10 @@ PATIENCE_S = 40.0
 """Everything here takes a second or two; a busy machine may need longer."""
 
 _LOOK_AGAIN_S = 0.05
+
+# Whoever calls ends before those who are called.
+_CALLERS = ("bff", "users", "checkout")
+_CALLED = ("order", "storage", "gift", "mail", *BANKS)
 
 
 class DemoError(Exception):
@@ -33,10 +37,14 @@ class DemoError(Exception):
 class Shop:
     """All processes, on free ports, with their databases and logs in one folder. Use it with `with`."""
 
-    def __init__(self, folder: Path) -> None:
+    services = (*_CALLERS, *_CALLED)
+
+    def __init__(self, folder: Path, databases: Databases) -> None:
         self.folder = folder
-        self.ports = {name: free_port() for name in ("coordinator", "order", "storage", "bff")}
+        self.databases = databases
+        self.ports = {name: free_port() for name in ("coordinator", *self.services)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ready: set[str] = set()
         self.coordinator = Coordinator(self.url("coordinator"))
 
     def __enter__(self) -> Shop:
@@ -44,10 +52,9 @@ class Shop:
 
     def __exit__(self, *_: object) -> None:
         self.coordinator.close()
-        # In this order the ones that call go before the ones that are called.
-        for name in ("bff", "coordinator", "order", "storage"):
-            if name in self._processes:
-                end(self._processes[name])
+        for group in (_CALLERS, ("coordinator",), _CALLED):
+            with ThreadPoolExecutor() as at_once:
+                list(at_once.map(end, [self._processes[name] for name in group if name in self._processes]))
 
     # -- processes -------------------------------------------------------------------
 
@@ -59,40 +66,79 @@ class Shop:
         port = httpx.URL(url).port
         return next((name for name, its in self.ports.items() if its == port), str(port))
 
+    @property
+    def started(self) -> Sequence[str]:
+        """All that have been started so far."""
+        return tuple(self._processes)
+
+    def begin(self, *names: str) -> None:
+        """Start those of these that were not started before, and return at once."""
+        for name in names:
+            if name not in self._processes:
+                self._spawn(name)
+
     def start(self, *names: str) -> None:
-        """Start these at once, and return when all of them are ready."""
+        """Return when all of these are ready; those that do not run are started, all at once."""
         for name in names:
-            self._processes[name] = spawn(
-                [sys.executable, "-m", *self._command(name)], log=self.log(name), cwd=ROOT, env=_environment()
-            )
+            if name not in self._processes or self._processes[name].poll() is not None:
+                self._spawn(name)
         for name in names:
-            self._wait_until_ready(name)
+            if name not in self._ready:
+                self._wait_until_ready(name)
+
+    def _spawn(self, name: str) -> None:
+        self._ready.discard(name)
+        self._processes[name] = spawn(
+            [sys.executable, "-m", *self._command(name)], log=self.log(name), cwd=ROOT, env=_environment()
+        )
 
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut would."""
         kill(self._processes[name])
 
+    def wait_until_dead(self, name: str) -> None:
+        """Return when a process has ended of itself."""
+        try:
+            self._processes[name].wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"the {name} process was to end, and did not within {PATIENCE_S:.0f} s") from None
+        end(self._processes[name])
+
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
+
+    def log_lines(self, name: str) -> Sequence[str]:
+        """What a process has written so far."""
+        log = self.log(name)
+        return log.read_text(errors="replace").splitlines() if log.exists() else ()
 
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
     def _command(self, name: str) -> Sequence[str]:
         listen = ["--host=127.0.0.1", f"--port={self.ports[name]}"]
+        database = f"--database={self.databases.url(name)}"
         match name:
             case "coordinator":
-                store = f"sqlite:///{self.folder / 'coordinator.db'}"
-                return ["txcoord", "serve", *listen, "--grpc-port=0", f"--store={store}", "--log-format=json"]
-            case "order":
-                return ["examples.order", *listen, f"--database=sqlite:///{self.database('order')}"]
-            case "storage":
-                return ["examples.demo.storage", *listen, f"--database=sqlite:///{self.database('storage')}"]
+                store = f"--store={self.databases.url(name)}"
+                return ["txcoord", "serve", *listen, "--grpc-port=0", store, "--log-format=json"]
             case "bff":
-                urls = [f"--{other}={self.url(other)}" for other in ("coordinator", "order", "storage")]
-                return ["examples.bff", *listen, *urls]
+                return ["examples.bff", *listen, *self._urls("coordinator", "order", "storage")]
+            case "users":
+                return ["examples.demo.users", *listen, database, *self._urls("coordinator", "gift", "mail")]
+            case "checkout":
+                return ["examples.checkout", *listen, database, *self._urls("coordinator", "order", "storage")]
+            case "storage":
+                return ["examples.demo.storage", *listen, database]
+            case "order" | "gift" | "mail":
+                return [f"examples.{name}", *listen, database]
+            case "bank-a" | "bank-b":
+                return ["examples.bank", *listen, database]
             case _:
                 raise AssertionError(f"no such process: {name}")
+
+    def _urls(self, *names: str) -> Sequence[str]:
+        return [f"--{name}={self.url(name)}" for name in names]
 
     def _wait_until_ready(self, name: str) -> None:
         page = "/readyz" if name == "coordinator" else "/healthz"
@@ -102,6 +148,7 @@ class Shop:
                 raise DemoError(f"the {name} process ended with exit code {code} instead of starting")
             try:
                 if httpx.get(self.url(name) + page, timeout=2, trust_env=False).status_code == 200:
+                    self._ready.add(name)
                     return
             except httpx.TransportError:
                 pass
@@ -126,8 +173,23 @@ class Shop:
             time.sleep(_LOOK_AGAIN_S)
         raise DemoError(f"branch {branch_id} of {gid} was not called {failed} times within {PATIENCE_S:.0f} s")
 
+    def status(self, gid: str) -> str:
+        return str(self.coordinator.query(gid).status)
+
+    def wait_until_ended(self, gid: str) -> None:
+        """Return when a transaction has ended, well or not."""
+        give_up_at = time.monotonic() + PATIENCE_S
+        while not self.coordinator.query(gid).status.is_final:
+            if time.monotonic() > give_up_at:
+                raise DemoError(f"{gid} has not ended within {PATIENCE_S:.0f} s")
+            time.sleep(_LOOK_AGAIN_S)
+
+    def gids(self) -> Sequence[str]:
+        """The newest transactions that the coordinator has."""
+        return [found.gid for found in self.coordinator.list()]
+
     def newest_gid(self, *, besides: Sequence[str] = ()) -> str:
-        """The transaction that has just been submitted, once there is one."""
+        """The transaction that has just been opened, once there is one."""
         give_up_at = time.monotonic() + PATIENCE_S
         while time.monotonic() < give_up_at:
             for found in self.coordinator.list(page_size=1):
@@ -135,50 +197,33 @@ class Shop:
                     return found.gid
                 break
             time.sleep(_LOOK_AGAIN_S)
-        raise DemoError(f"the coordinator was not given the order within {PATIENCE_S:.0f} s")
-
-    def turned_round_at(self, gid: str) -> datetime | None:
-        """When the saga turned round: the coordinator logs each change of status."""
-        give_up_at = time.monotonic() + 2
-        while time.monotonic() < give_up_at:
-            for line in self.log("coordinator").read_bytes().splitlines():
-                facts = _json_object(line)
-                if facts.get("gid") == gid and facts.get("status") == Status.ABORTING:
-                    return datetime.fromisoformat(str(facts["time"]))
-            time.sleep(_LOOK_AGAIN_S)  # the log is written a moment later
-        return None
+        raise DemoError(f"the coordinator was not given the transaction within {PATIENCE_S:.0f} s")
 
     # -- the services' databases -----------------------------------------------------
 
-    def database(self, name: str) -> Path:
-        return self.folder / f"{name}.db"
-
-    def rows(self, name: str, query: str, *values: object) -> list[tuple[Any, ...]]:
+    def rows(self, name: str, query: str, **values: object) -> list[tuple[Any, ...]]:
         """Look into a service's database, past the service."""
-        connection = sqlite3.connect(f"file:{self.database(name)}?mode=ro", uri=True, timeout=10)
-        try:
-            return connection.execute(query, values).fetchall()
-        finally:
-            connection.close()
+        return self.databases.rows(name, query, values)
+
+    def number(self, name: str, query: str, **values: object) -> int:
+        """Look up one number in a service's database."""
+        [(found,)] = self.rows(name, query, **values)
+        return int(found)
 
     def stock(self, product: int) -> int:
-        [(inventory,)] = self.rows("storage", "select inventory from storages where id = ?", product)
-        return int(inventory)
+        return self.number("storage", "select inventory from storages where id = :id", id=product)
 
     def frozen(self, product: int) -> int:
-        [(frozen,)] = self.rows("storage", "select frozen_inventory from storages where id = ?", product)
-        return int(frozen)
+        return self.number("storage", "select frozen_inventory from storages where id = :id", id=product)
+
+    def purse(self, customer: str) -> int:
+        return self.number("checkout", "select balance from purses where customer = :customer", customer=customer)
+
+    def balance(self, bank: str) -> int:
+        return self.number(bank, "select balance from accounts where id = :id", id=ACCOUNT)
 
 
 def _environment() -> dict[str, str]:
     # Settings of a coordinator that the user runs are not the demo's.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TXCOORD_")}
     return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
-def _json_object(line: bytes) -> dict[str, object]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -17,21 +17,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from examples.service import serve
 from examples.storage import command_line, make_storage_service
 
-GATED_PATH = "/deduct"
-
 
 class Gate:
-    """Counts the calls of one path, and holds back the answer to the next one when told to."""
+    """Counts the calls, and holds back the answer to the next one of a path when told to."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._calls: Counter[str] = Counter()
-        self._armed = False
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._armed_for = ""
         self._holding = asyncio.Event()
         self._open = asyncio.Event()
 
-    def hold_next(self) -> None:
-        self._armed = True
+    def hold_next(self, path: str) -> None:
+        self._armed_for = path
         self._holding.clear()
         self._open.clear()
 
@@ -41,15 +39,18 @@ class Gate:
     def let_go(self) -> None:
         self._open.set()
 
-    def calls_for(self, gid: str) -> int:
-        return self._calls[gid]
+    def calls(self, gid: str, path: str) -> int:
+        return self._calls[gid, path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != GATED_PATH:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._calls[_gid_of(scope)] += 1
-        holds, self._armed = self._armed, False
+        path = scope["path"]
+        self._calls[_gid_of(scope), path] += 1
+        holds = path == self._armed_for
+        if holds:
+            self._armed_for = ""
 
         async def send_when_open(message: Message) -> None:
             if holds and message["type"] == "http.response.start":
@@ -70,8 +71,8 @@ def make_gated_storage_service(database: str) -> Gate:
     gate = Gate(app)
 
     @app.post("/demo/hold")
-    async def hold() -> None:
-        gate.hold_next()
+    async def hold(path: str) -> None:
+        gate.hold_next(path)
 
     @app.get("/demo/holding")
     async def holding() -> None:
@@ -82,8 +83,8 @@ def make_gated_storage_service(database: str) -> Gate:
         gate.let_go()
 
     @app.get("/demo/calls/{gid}")
-    async def calls(gid: str) -> int:
-        return gate.calls_for(gid)
+    async def calls(gid: str, path: str) -> int:
+        return gate.calls(gid, path)
 
     return gate
 

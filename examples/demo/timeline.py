@@ -1,16 +1,18 @@
-"""What happened to one order, in order: every call, every change of status, everything the demo did."""
+"""What happened to one global transaction, in order: every call, every change of status, everything the demo did."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import assert_never
 
 from rich.text import Text
 
-from txcoord_sdk import Attempt, Branch, Outcome, Pattern, Status, Transaction
+from examples.demo.record import Call, Caller, Record
+from txcoord_sdk import Outcome, Pattern, Status
 from txcoord_sdk.barrier import Passage
 
 WIDTH = 100
@@ -28,12 +30,32 @@ _STYLES = {
 }
 
 _MEANINGS = {
-    Status.PREPARED: "open, and on disk: now the tries",
+    Status.PREPARED: "open, and on disk",
     Status.SUBMITTED: "accepted, and on disk",
     Status.ABORTING: "it turns round, and undoes what was done",
     Status.SUCCEEDED: "all is done",
     Status.FAILED: "all is undone",
 }
+
+_MEANINGS_OF = {
+    (Pattern.TCC, Status.PREPARED): "open, and on disk: now the tries",
+    (Pattern.TCC, Status.SUBMITTED): "all tries have succeeded: now the confirms",
+    (Pattern.XA, Status.PREPARED): "open, and on disk: now the databases are to prepare",
+    (Pattern.XA, Status.SUBMITTED): "all have prepared: now they commit",
+    (Pattern.MSG, Status.PREPARED): "the message is on disk: now the local transaction",
+    (Pattern.MSG, Status.SUBMITTED): "the message is to be delivered, whatever happens",
+    (Pattern.MSG, Status.SUCCEEDED): "all is delivered",
+    (Pattern.MSG, Status.FAILED): "nothing more is sent",
+    (Pattern.WORKFLOW, Status.PREPARED): "begun, and on disk: now the function runs, step by step",
+}
+
+_WITH_REASON = {
+    (Pattern.TCC, Status.ABORTING),
+    (Pattern.XA, Status.ABORTING),
+    (Pattern.MSG, Status.FAILED),
+    (Pattern.WORKFLOW, Status.FAILED),
+}
+"""Where the reason is not among the coordinator's own calls."""
 
 _PASSAGES = {
     Passage.RUN: "done",
@@ -63,33 +85,9 @@ class Event:
     style: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallEvent:
-    """One call of a branch operation, as the coordinator has recorded it."""
-
-    at: datetime
-    who: str
-    branch: Branch
-    attempt: Attempt
-
-
-def lines(
-    transaction: Transaction,
-    *,
-    happened: Sequence[Event],
-    turned_round_at: datetime | None,
-    service_at: Callable[[str], str],
-) -> Iterator[Text]:
+def lines(record: Record, *, happened: Sequence[Event], initiator: str) -> Iterator[Text]:
     """Show all of it, times relative to what came first."""
-    events: list[Event | CallEvent] = [
-        *happened,
-        *_statuses(transaction, turned_round_at),
-        *(
-            CallEvent(at=attempt.at, who=service_at(branch.url), branch=branch, attempt=attempt)
-            for branch in transaction.branches
-            for attempt in branch.attempts
-        ),
-    ]
+    events: list[Event | Call] = [*happened, *_statuses(record), *record.calls]
     events.sort(key=lambda event: event.at)
     yield _header()
     for event in events:
@@ -97,25 +95,17 @@ def lines(
         match event:
             case Event():
                 yield from _shown(time, event)
-            case CallEvent():
-                yield from _shown_call(time, event)
+            case Call():
+                yield from _shown_call(time, event, initiator)
 
 
-def _statuses(transaction: Transaction, turned_round_at: datetime | None) -> Iterator[Event]:
-    opened = Status.PREPARED if transaction.pattern is Pattern.TCC else Status.SUBMITTED
-    moments = {
-        opened: transaction.created_at,
-        Status.ABORTING: turned_round_at,
-        Status.SUCCEEDED: transaction.succeeded_at,
-        Status.FAILED: transaction.failed_at,
-    }
-    for status, at in moments.items():
-        if at is not None:
-            text = f"{status}: {_MEANINGS[status]}"
-            if status is Status.ABORTING and transaction.pattern is Pattern.TCC:
-                # What went wrong is a try, which is not among the coordinator's calls.
-                text += f", for {transaction.reason}"
-            yield Event(at=at, who="coordinator", text=text, style=_STYLES[status])
+def _statuses(record: Record) -> Iterator[Event]:
+    pattern, reason = record.transaction.pattern, record.transaction.reason
+    for status, at in record.statuses.items():
+        text = f"{status}: {_MEANINGS_OF.get((pattern, status), _MEANINGS[status])}"
+        if (pattern, status) in _WITH_REASON and reason:
+            text += f", for {reason}"
+        yield Event(at=at, who="coordinator", text=text, style=_STYLES[status])
 
 
 def _header() -> Text:
@@ -141,18 +131,17 @@ def _shown(time: Text, event: Event) -> Iterator[Text]:
         yield Text.assemble(" " * (_TIME + _WHO), (other, event.style))
 
 
-def _shown_call(time: Text, event: CallEvent) -> Iterator[Text]:
-    attempt = event.attempt
-    note = _note(attempt)
-    path = "/" + event.branch.url.split("/", 3)[-1]
+def _shown_call(time: Text, call: Call, initiator: str) -> Iterator[Text]:
+    attempt = call.attempt
+    note = _note(call, initiator)
     line = Text.assemble(
         time,
-        (event.who.ljust(_WHO), "dim"),
-        event.branch.op.ljust(_OP),
-        path.ljust(_PATH),
+        (call.who.ljust(_WHO), "dim"),
+        call.op.ljust(_OP),
+        call.path.ljust(_PATH),
         (attempt.outcome.value.ljust(_OUTCOME), _STYLES[attempt.outcome]),
         str(attempt.code or "-").ljust(_CODE),
-        f"{attempt.duration_ms:.0f} ms".rjust(_TOOK - 2) + "  ",
+        (f"{attempt.duration_ms:.0f} ms" if call.caller is Caller.COORDINATOR else "").rjust(_TOOK - 2) + "  ",
         note if len(note) <= _NOTE else "",
     )
     line.rstrip()
@@ -162,14 +151,33 @@ def _shown_call(time: Text, event: CallEvent) -> Iterator[Text]:
             yield Text(" " * (_TIME + _WHO) + piece, style="dim")
 
 
-def _note(attempt: Attempt) -> str:
+def _note(call: Call, initiator: str) -> str:
+    if call.passage is not None:
+        return _PASSAGES[call.passage]
+    match call.caller:
+        case Caller.COORDINATOR:
+            return _said(call.attempt.detail)
+        case Caller.INITIATOR:
+            return f"(by {initiator})"
+        case Caller.LOST:
+            # A resume that is answered once the workflow has ended is of no interest any more.
+            return "" if call.op == "resume" else "(not on record)"
+        case Caller.NOBODY:
+            return ""
+        case unknown:
+            assert_never(unknown)
+
+
+def _said(detail: str) -> str:
     """What the answer says, without its JSON."""
     try:
-        answer = json.loads(attempt.detail)
+        answer = json.loads(detail)
     except ValueError:
-        return attempt.detail
+        return detail
     if not isinstance(answer, dict):
-        return attempt.detail
+        return detail
     if "barrier" in answer:
         return _PASSAGES[Passage(answer["barrier"])]
-    return str(answer.get("message", attempt.detail))
+    if answer == {"dtm_result": "SUCCESS"}:
+        return ""
+    return str(answer.get("message", detail))

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from examples.bff import make_bff
+from examples.demo.databases import Databases
 from examples.demo.shop import Shop
 from examples.order import make_order_service
 from examples.service import open_engine
@@ -279,7 +280,8 @@ def test_a_database_that_is_not_known_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    with Shop(tmp_path_factory.mktemp("shop")) as shop:
+    folder = tmp_path_factory.mktemp("shop")
+    with Databases(folder) as databases, Shop(folder, databases) as shop:
         shop.start("coordinator", "order", "storage", "bff")
         yield shop
 
@@ -332,7 +334,7 @@ def test_an_order_in_two_phases_is_confirmed_everywhere(shop: Shop) -> None:
 
     gid = answer.json()["gid"]
     assert (answer.status_code, answer.json()["status"]) == (200, "succeed")
-    assert shop.rows("order", "select status from orders where tx_id = ?", gid) == [("confirmed",)]
+    assert shop.rows("order", "select status from orders where tx_id = :gid", gid=gid) == [("confirmed",)]
     assert (shop.stock(8), shop.frozen(8)) == (before - 2, 0)
     branches = shop.ask("bff", "GET", f"/orders/{gid}").json()["branches"]
     assert [(branch["branch_id"], branch["op"], branch["status"]) for branch in branches] == [
@@ -351,12 +353,12 @@ def test_an_order_in_two_phases_that_lacks_stock_is_cancelled_everywhere(shop: S
     told = answer.json()
     assert (answer.status_code, told["status"]) == (409, "failed")
     assert "no stock: there are not 11 of product 8" in told["reason"]
-    assert shop.rows("order", "select status from orders where tx_id = ?", told["gid"]) == [("not confirmed",)]
+    assert shop.rows("order", "select status from orders where tx_id = :gid", gid=told["gid"]) == [("not confirmed",)]
     assert (shop.stock(8), shop.frozen(8)) == (before, 0)
 
 
 def test_the_bff_answers_202_for_an_order_that_takes_longer_than_it_waits(shop: Shop) -> None:
-    shop.ask("storage", "POST", "/demo/hold")
+    shop.ask("storage", "POST", "/demo/hold?path=/deduct")
     app = make_bff(
         coordinator=shop.url("coordinator"), order_url=shop.url("order"), storage_url=shop.url("storage"), wait_s=0.5
     )
