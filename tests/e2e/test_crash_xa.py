@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Process, coordinator, store_for
+from tests.e2e.harness import Process, coordinator
 from tests.integration.banks import BALANCE, Banks
 from txcoord_sdk import AsyncCoordinator, AsyncXa, Status, TransactionFailedError, TxcoordSdkError
 
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 SAME, MOVED = (BALANCE, BALANCE), (BALANCE - 30, BALANCE + 30)
 
 
-@pytest.fixture(params=["sqlite", "mysql", "postgres"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Process]:
-    process = coordinator(store_for(request, tmp_path), tmp_path)
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Process]:
+    process = coordinator(f"sqlite:///{tmp_path}/txcoord.db", tmp_path)
     try:
         process.start()
         yield process
