@@ -1,21 +1,23 @@
-"""A network that loses, doubles and delays calls at a chosen point, between a coordinator and real participants.
+"""A network that loses, doubles and delays calls at a chosen point, among initiator, coordinator and real participants.
 
 The participants keep balances in a real database or in Redis, behind the SDK's barrier. The network stands
-before them as a server of its own, reads each call and either hands it over or does one of the
-things that networks do to it.
+before them and before the coordinator as a server of its own, reads each call and either hands it over or does one
+of the things that networks do to it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from http import HTTPStatus
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import redis.asyncio as aredis
@@ -23,14 +25,28 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from txcoord_sdk import AsyncCoordinator, Message, Status, TransactionFailedError
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError, create_table
 from txcoord_sdk.barrier.redis import Increment, LuaWork, RedisWork
-from txcoord_sdk.starlette import BranchContext, BranchFailed, branch_endpoint, query_prepared_route, xa_route
+from txcoord_sdk.starlette import (
+    BranchContext,
+    BranchFailed,
+    branch_endpoint,
+    query_prepared_route,
+    workflow_route,
+    xa_route,
+)
+from txcoord_sdk.workflow import AsyncWorkflow, AsyncWorkflows, WorkflowInterruptedError
 
 LOCK_WAIT_S = 60
+
+COORDINATOR = "/api/dtmsvr/"
+
+PAID_IN = 1000
+"""Comes into the purse `out` when all is over: what was refused must not take effect only because it comes late."""
 
 
 class Fault(StrEnum):
@@ -47,13 +63,14 @@ class Fault(StrEnum):
 
 
 class Point(NamedTuple):
-    """A point of a transaction: an operation of a branch."""
+    """A point of a transaction: an operation of a branch, or a request to the coordinator."""
 
     branch_id: str
+    """`-` for a request that is of no branch."""
     op: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     method: str
     target: str
@@ -61,12 +78,33 @@ class Call:
     body: bytes
 
     @property
-    def query(self) -> dict[str, str]:
-        return {name: values[0] for name, values in parse_qs(urlsplit(self.target).query).items()}
+    def is_for_coordinator(self) -> bool:
+        return self.target.startswith(COORDINATOR)
+
+    @property
+    def only_asks(self) -> bool:
+        return self.is_for_coordinator and self.method == "GET"
+
+    @property
+    def gid(self) -> str:
+        gid: str = self._fields["gid"]
+        return gid
 
     @property
     def point(self) -> Point:
-        return Point(self.query["branch_id"], self.query["op"])
+        if not self.is_for_coordinator:
+            return Point(self._fields["branch_id"], self._fields["op"])
+        request = urlsplit(self.target).path.removeprefix(COORDINATOR)
+        # Of a workflow, each operation of a branch is registered with its result.
+        op = f"{request}:{self._fields['op']}" if "op" in self._fields else request
+        return Point(self._fields.get("branch_id", "-"), op)
+
+    @cached_property
+    def _fields(self) -> Mapping[str, Any]:
+        if self.is_for_coordinator and self.body:
+            fields: dict[str, Any] = json.loads(self.body)
+            return fields
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.target).query).items()}
 
 
 class Answer(NamedTuple):
@@ -75,15 +113,20 @@ class Answer(NamedTuple):
 
 
 class Network:
-    """Hands calls over to an application, with one fault in each transaction that `fails` was told of."""
+    """Hands calls over to `app` and to a coordinator, with one fault in each transaction that `fails` was told of."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, coordinator_url: str) -> None:
+        self.app: Any = None
+        """The participants."""
+        self.incidents: list[str] = []
+        """What no answer of a coordinator may be."""
+        self._coordinator_url = coordinator_url
         self._faults: dict[str, tuple[Point, Fault]] = {}
         self._calls: dict[str, list[Call]] = defaultdict(list)
         self._held: dict[str, list[Call]] = defaultdict(list)
+        self._over: set[str] = set()
         self._broken: set[str] = set()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def fails(self, gid: str, point: Point, fault: Fault) -> None:
         self._faults[gid] = (point, fault)
@@ -94,6 +137,7 @@ class Network:
 
     async def deliver_late(self, gid: str) -> None:
         """Hand over what is still held back, and then every call once more, the last one first."""
+        self._over.add(gid)
         await self._release(gid)
         for call in reversed(self._calls[gid]):
             await self._hand_over(call)
@@ -109,14 +153,14 @@ class Network:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for writer in self._connections.values():
+            writer.close()
+        await asyncio.gather(*self._connections)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self._connections[task] = writer
         try:
             while (answer := await self._deliver(await _read(reader))) is not None:
                 head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"
@@ -126,11 +170,13 @@ class Network:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the caller hung up
         finally:
-            self._connections.discard(task)
+            del self._connections[task]
             writer.close()
 
     async def _deliver(self, call: Call) -> Answer | None:
-        gid = call.query["gid"]
+        gid = call.gid
+        if call.only_asks or gid in self._over:
+            return await self._hand_over(call)
         is_first = call.point not in self.points(gid)
         self._calls[gid].append(call)
         point, fault = self._faults.get(gid, (None, None))
@@ -161,10 +207,29 @@ class Network:
             await self._hand_over(call)
 
     async def _hand_over(self, call: Call) -> Answer:
-        answer = await _ask(self._app, call)
+        if call.is_for_coordinator:
+            answer = await _send(self._coordinator_url, call)
+            if answer.status not in (200, 409):
+                self.incidents.append(f"{call.method} {call.target} was answered {answer.status}: {answer.body!r}")
+            return answer
+        answer = await _ask(self.app, call)
         if answer.status not in (200, 409):
-            self._broken.add(call.query["gid"])
+            self._broken.add(call.gid)
         return answer
+
+
+async def _send(url: str, call: Call) -> Answer:
+    """Have a server answer a call."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    headers = {**call.headers, "host": parts.netloc, "content-length": len(call.body), "connection": "close"}
+    lines = [f"{call.method} {call.target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode() + call.body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        return Answer(int(head.split(b" ")[1]), await reader.read())
+    finally:
+        writer.close()
 
 
 async def _ask(app: Any, call: Call) -> Answer:
@@ -220,11 +285,15 @@ class Purses(ABC):
     async def open(self, gid: str, balances: Mapping[str, int]) -> None: ...
 
     @abstractmethod
+    async def pay_in(self, gid: str) -> None:
+        """Put `PAID_IN` into the purse `out`, outside any transaction."""
+
+    @abstractmethod
     async def balances(self, gid: str, owners: Sequence[str]) -> Balances: ...
 
     @abstractmethod
-    async def perform(self, branch: BranchContext, owner: str, amount: int) -> None:
-        """Do a branch operation behind the barrier; raise `BranchFailed` where money is missing."""
+    async def perform(self, branch: BranchContext, change: str, owner: str, amount: int) -> None:
+        """Change a purse behind the branch operation's barrier; raise `BranchFailed` where money is missing."""
 
     @abstractmethod
     async def send(self, coordinator: AsyncCoordinator, message: Message, check_back: str, amount: int) -> None:
@@ -244,22 +313,36 @@ class Purses(ABC):
         return []
 
     @property
-    def app(self) -> Starlette:
-        async def purse(request: Request, branch: BranchContext) -> None:
-            body = await request.json()
-            await self.perform(branch, body["owner"], body["amount"])
+    def routes(self) -> Sequence[Route]:
+        def purse(changes: Mapping[str, str]) -> Callable[[Request], Awaitable[Response]]:
+            async def change(request: Request, branch: BranchContext) -> None:
+                body = await request.json()
+                await self.perform(branch, changes.get(branch.op, branch.op), body["owner"], body["amount"])
 
-        return Starlette(
-            routes=[
-                Route("/purse", branch_endpoint(purse), methods=["POST"]),
-                query_prepared_route(self.source),
-                xa_route("/xa-purse", self.source, _change_prepared),
-            ]
-        )
+            return branch_endpoint(change)
+
+        return [
+            Route("/purse", purse({"rollback": "compensate"}), methods=["POST"]),
+            Route(
+                "/reserving-purse",
+                purse({"action": "try", "commit": "confirm", "rollback": "cancel"}),
+                methods=["POST"],
+            ),
+            query_prepared_route(self.source),
+            xa_route("/xa-purse", self.source, _change_prepared),
+        ]
 
 
-async def _change_prepared(connection: AsyncConnection, payload: dict[str, Any]) -> None:
-    await _changes(payload["gid"], "action", payload["owner"], payload["amount"])(connection)
+class Part(TypedDict):
+    """What is to be done to one purse."""
+
+    gid: str
+    owner: str
+    amount: int
+
+
+async def _change_prepared(connection: AsyncConnection, part: Part) -> None:
+    await _changes(part["gid"], "action", part["owner"], part["amount"])(connection)
 
 
 _UPDATES = {
@@ -298,6 +381,11 @@ class SqlPurses(Purses):
                     {"gid": gid, "owner": owner, "balance": balance},
                 )
 
+    async def pay_in(self, gid: str) -> None:
+        async with self._engine.begin() as connection:
+            update = text("update purses set balance = balance + :amount where gid = :gid and owner = 'out'")
+            await connection.execute(update, {"gid": gid, "amount": PAID_IN})
+
     async def balances(self, gid: str, owners: Sequence[str]) -> Balances:
         async with self._engine.connect() as connection:
             query = text("select owner, balance, reserved from purses where gid = :gid")
@@ -306,9 +394,9 @@ class SqlPurses(Purses):
             }
         return {owner: found[owner] for owner in owners}
 
-    async def perform(self, branch: BranchContext, owner: str, amount: int) -> None:
+    async def perform(self, branch: BranchContext, change: str, owner: str, amount: int) -> None:
         async with self._engine.begin() as connection:
-            await branch.barrier.call(connection, _changes(branch.gid, branch.op, owner, amount))
+            await branch.barrier.call(connection, _changes(branch.gid, change, owner, amount))
 
     async def send(self, coordinator: AsyncCoordinator, message: Message, check_back: str, amount: int) -> None:
         async with self._engine.connect() as connection:
@@ -332,14 +420,14 @@ class SqlPurses(Purses):
         return self._engine
 
 
-def _changes(gid: str, op: str, owner: str, amount: int) -> Callable[[AsyncConnection], Awaitable[None]]:
-    async def change(connection: AsyncConnection) -> None:
-        update = text(f"update purses set {_UPDATES[op]}")  # noqa: S608 (constants)
+def _changes(gid: str, change: str, owner: str, amount: int) -> Callable[[AsyncConnection], Awaitable[None]]:
+    async def apply(connection: AsyncConnection) -> None:
+        update = text(f"update purses set {_UPDATES[change]}")  # noqa: S608 (constants)
         done = await connection.execute(update, {"gid": gid, "owner": owner, "amount": amount})
         if not done.rowcount:
             raise BranchFailed(f"{owner} has less than {-amount}")
 
-    return change
+    return apply
 
 
 _SCRIPTS = {
@@ -367,20 +455,23 @@ class RedisPurses(Purses):
         for owner, balance in balances.items():
             await self._client.mset(dict(zip(_keys(gid, owner), (balance, 0), strict=True)))
 
+    async def pay_in(self, gid: str) -> None:
+        await self._client.incrby(_keys(gid, "out")[0], PAID_IN)
+
     async def balances(self, gid: str, owners: Sequence[str]) -> Balances:
         found = {owner: await self._client.mget(_keys(gid, owner)) for owner in owners}
         return {owner: (int(balance), int(reserved)) for owner, (balance, reserved) in found.items()}
 
-    async def perform(self, branch: BranchContext, owner: str, amount: int) -> None:
+    async def perform(self, branch: BranchContext, change: str, owner: str, amount: int) -> None:
         keys = _keys(branch.gid, owner)
         work: RedisWork
-        match branch.op:
+        match change:
             case "action":
                 work = Increment(keys[0], amount)
             case "compensate":
                 work = Increment(keys[0], -amount, floor=None)
             case _:
-                work = LuaWork(_SCRIPTS[branch.op], keys, [amount])
+                work = LuaWork(_SCRIPTS[change], keys, [amount])
         await branch.barrier.redis_call(self._client, work)
 
     async def send(self, coordinator: AsyncCoordinator, message: Message, check_back: str, amount: int) -> None:
@@ -404,14 +495,51 @@ def _keys(gid: str, owner: str) -> list[str]:
 # -- initiators ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    coordinator: AsyncCoordinator
-    network: Network
-    purses: Purses
+    """Initiators' side: a coordinator and purses that they reach by the network alone.
+
+    Args:
+        watch: reaches the coordinator past the network, so that a transaction can be watched undisturbed.
+    """
+
+    def __init__(
+        self, network: Network, coordinator: AsyncCoordinator, watch: AsyncCoordinator, purses: Purses
+    ) -> None:
+        self.network = network
+        self.coordinator = coordinator
+        self.watch = watch
+        self.purses = purses
+        self.dying: set[str] = set()
+        """Workflows whose next execution breaks off after the first step, as if its process had died."""
+        self.workflows = AsyncWorkflows(coordinator, resume_url=f"{network.url}/workflow/resume")
+        for function in (self._move, self._reserve, self._move_prepared):
+            self.workflows.workflow(function.__name__.lstrip("_"))(function)
+        network.app = Starlette(routes=[*purses.routes, workflow_route(self.workflows)])
 
     def purse(self, owner: str, amount: int) -> tuple[str, dict[str, object]]:
         return f"{self.network.url}/purse", {"owner": owner, "amount": amount}
+
+    async def _move(self, wf: AsyncWorkflow, parts: list[Part]) -> None:
+        url = f"{self.network.url}/purse"
+        for part in parts:
+            # As in a saga: taken back even if it was refused, so that it cannot take effect when it comes late.
+            await wf.branch(rollback_if_failed=True).on_rollback(url, part).call(url, part)
+            if wf.gid in self.dying:
+                self.dying.remove(wf.gid)
+                raise ProcessDiedError
+
+    async def _reserve(self, wf: AsyncWorkflow, parts: list[Part]) -> None:
+        url = f"{self.network.url}/reserving-purse"
+        for part in parts:
+            await wf.branch(rollback_if_failed=True).on_commit(url, part).on_rollback(url, part).call(url, part)
+
+    async def _move_prepared(self, wf: AsyncWorkflow, parts: list[Part]) -> None:
+        for part in parts:
+            await wf.xa(self.purses.source, _change_prepared, part)
+
+
+class ProcessDiedError(Exception):
+    pass
 
 
 AMOUNT = 30
@@ -432,9 +560,9 @@ class Scenario:
     comes_late: Callable[[World, str], Awaitable[None]] | None = None
     """What the initiator does when all is over."""
 
-    def expected(self, status: Status) -> Balances:
+    def expected(self, status: Status, *, paid_in: int = 0) -> Balances:
         moved = AMOUNT if status is Status.SUCCEEDED else 0
-        return {"out": (self.opening["out"] - moved, 0), "in": (self.opening["in"] + moved, 0)}
+        return {"out": (self.opening["out"] + paid_in - moved, 0), "in": (self.opening["in"] + moved, 0)}
 
     def ends_with(self, point: Point, fault: Fault) -> Status:
         """A first phase without an answer has all taken back; everything else is repeated until it is answered."""
@@ -449,7 +577,9 @@ def _saga(*, concurrent: bool) -> Callable[[World, str], Awaitable[None]]:
         for owner, amount in (("in", AMOUNT), ("out", -AMOUNT)):
             url, payload = world.purse(owner, amount)
             saga.step(url, url, payload)
-        await world.coordinator.submit(saga)
+        # Where it has to look what became of its submit, it may see more than that it is accepted.
+        with contextlib.suppress(TransactionFailedError):
+            await world.coordinator.submit(saga)
 
     return initiate
 
@@ -480,6 +610,18 @@ def _xa(*, abandoned: bool) -> Callable[[World, str], Awaitable[None]]:
                     await xa.call(url, {"gid": gid, "owner": owner, "amount": amount})
                 if abandoned:
                     raise LookupError("the customer has gone")
+
+    return initiate
+
+
+def _workflow(name: str, *, dies: bool = False) -> Callable[[World, str], Awaitable[None]]:
+    async def initiate(world: World, gid: str) -> None:
+        if dies:
+            world.dying.add(gid)
+        parts = [Part(gid=gid, owner=owner, amount=amount) for owner, amount in (("in", AMOUNT), ("out", -AMOUNT))]
+        # What breaks off is resumed by the coordinator.
+        with contextlib.suppress(TransactionFailedError, WorkflowInterruptedError, ProcessDiedError):
+            await world.workflows.run(name, parts, gid=gid)
 
     return initiate
 
@@ -528,6 +670,13 @@ SCENARIOS: Mapping[str, Scenario] = {
         initiate=_xa(abandoned=False), ends=Status.FAILED, opening=TOO_LITTLE, first_phase=["action"]
     ),
     "xa abandoned": Scenario(initiate=_xa(abandoned=True), ends=Status.FAILED, first_phase=["action"]),
+    "workflow": Scenario(initiate=_workflow("move"), ends=Status.SUCCEEDED),
+    "workflow refused": Scenario(initiate=_workflow("move"), ends=Status.FAILED, opening=TOO_LITTLE),
+    "workflow broken off": Scenario(initiate=_workflow("move", dies=True), ends=Status.SUCCEEDED),
+    "workflow reserving": Scenario(initiate=_workflow("reserve"), ends=Status.SUCCEEDED),
+    "workflow reserving refused": Scenario(initiate=_workflow("reserve"), ends=Status.FAILED, opening=TOO_LITTLE),
+    "xa workflow": Scenario(initiate=_workflow("move_prepared"), ends=Status.SUCCEEDED),
+    "xa workflow refused": Scenario(initiate=_workflow("move_prepared"), ends=Status.FAILED, opening=TOO_LITTLE),
     "message": Scenario(initiate=_message_sent, ends=Status.SUCCEEDED),
     "message not submitted": Scenario(initiate=_message_not_submitted, ends=Status.SUCCEEDED),
     "message not committed": Scenario(initiate=_message_prepared, ends=Status.FAILED, comes_late=_takes_in_vain),
