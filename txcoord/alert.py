@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from txcoord.model import NEVER_US, Attempt, BranchOp, GlobalTransaction, Op, Outcome, Pattern
 from txcoord.record import may_fail_in
+from txcoord.request import without_credentials
 
 
 class Alert(Struct, frozen=True, kw_only=True):
@@ -22,7 +23,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     gid: str
     status: str
     branch: str
-    """The URL that was called; empty where there is none."""
+    """The URL that was called, without credentials; empty where there is none."""
     error: str
     retry_count: int
     """How many calls in a row have failed."""
@@ -51,7 +52,13 @@ def alert_of_call(tx: GlobalTransaction, before: BranchOp, attempt: Attempt, *, 
     failures = before.failures + 1
     if failures < limit or not _is_in_vain(tx.pattern, before.op, attempt.outcome):
         return None
-    return Alert(gid=tx.gid, status=tx.status.value, branch=before.url, error=_error_of(attempt), retry_count=failures)
+    return Alert(
+        gid=tx.gid,
+        status=tx.status.value,
+        branch=without_credentials(before.url),
+        error=_error_of(attempt),
+        retry_count=failures,
+    )
 
 
 def alert_of_wait(tx: GlobalTransaction) -> Alert | None:
@@ -66,7 +73,7 @@ def alert_of_wait(tx: GlobalTransaction) -> Alert | None:
     return Alert(
         gid=tx.gid,
         status=tx.status.value,
-        branch=refused.url if refused else "",
+        branch=without_credentials(refused.url) if refused else "",
         error=f"needs an operator: {what}",
         retry_count=refused.failures if refused else 0,
     )

@@ -180,6 +180,14 @@ def check_url(url: str, *, where: str, limits: Limits, protocol: str = HTTP) -> 
     return url
 
 
+def without_credentials(url: str) -> str:
+    """Return a URL as it stands in logs, reasons and alerts: without the user and password that it may have."""
+    return _USERINFO.sub("//", url, count=1)
+
+
+_USERINFO = re.compile(r"//[^/?#]*@")
+
+
 def is_grpc(url: str, protocol: str) -> bool:
     """Whether a branch with this URL is called over gRPC: DTM's rule."""
     return protocol != HTTP and not url.startswith(("http://", "https://"))

@@ -12,10 +12,16 @@ SUCCESS, FAILURE, ONGOING, UNKNOWN = Outcome.SUCCESS, Outcome.FAILURE, Outcome.O
 
 
 def told(
-    op: Op, outcome: Outcome, *, pattern: Pattern = Pattern.SAGA, failures: int = 2, limit: int = 3
+    op: Op,
+    outcome: Outcome,
+    *,
+    pattern: Pattern = Pattern.SAGA,
+    failures: int = 2,
+    limit: int = 3,
+    url: str = "http://p/x",
 ) -> Alert | None:
     saga: GlobalTransaction = make_saga(gid="g1").replace(pattern=pattern)
-    before = BranchOp(branch_id="01", op=op, url="http://p/x", failures=failures)
+    before = BranchOp(branch_id="01", op=op, url=url, failures=failures)
     return alert_of_call(saga, before, attempt(outcome), limit=limit)
 
 
@@ -46,3 +52,10 @@ def test_what_is_told() -> None:
     assert told(Op.COMPENSATE, UNKNOWN) == Alert(
         gid="g1", status="submitted", branch="http://p/x", error="it answered unknown", retry_count=3
     )
+
+
+def test_no_password_is_told() -> None:
+    alert = told(Op.ACTION, UNKNOWN, url="http://user:secret@p/x?mail=a@b")
+
+    assert alert is not None
+    assert alert.branch == "http://p/x?mail=a@b"

@@ -417,3 +417,9 @@ def test_positions_are_those_of_dtms_rows() -> None:
         assert saga.branches[compensation_of(step)].op is Op.COMPENSATE
         assert saga.branches[action_of(step)].op is Op.ACTION
         assert saga.branches[action_of(step)].url == url_of(step, Op.ACTION)
+
+
+def test_a_reason_which_is_logged_and_shown_holds_no_password() -> None:
+    action = make_saga("PF").branches[A1].replace(url="http://user:s@cret@p0/action")
+
+    assert failure_reason(action) == "url:http://p0/action return failed:  FAILURE"

@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from txcoord.decision import Call, Decision, Done, MoveTo, Wait
 from txcoord.model import BranchOp, GlobalTransaction, OpStatus, Outcome, Status
-from txcoord.request import REASON_LENGTH
+from txcoord.request import REASON_LENGTH, without_credentials
 from txcoord.saga.graph import predecessors
 
 
@@ -144,4 +144,4 @@ def failure_reason(op: BranchOp) -> str:
     """Put a failure into words as DTM does; clients look for the word at its end."""
     answer = op.attempts[-1].detail if op.attempts and op.attempts[-1].outcome is Outcome.FAILURE else ""
     end = " FAILURE"
-    return f"url:{op.url} return failed: {answer.removesuffix(end)}"[: REASON_LENGTH - len(end)] + end
+    return f"url:{without_credentials(op.url)} return failed: {answer.removesuffix(end)}"[: REASON_LENGTH - len(end)] + end
