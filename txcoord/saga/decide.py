@@ -143,5 +143,5 @@ def _reason_to_turn(saga: GlobalTransaction, actions: Sequence[BranchOp], now_us
 def failure_reason(op: BranchOp) -> str:
     """Put a failure into words as DTM does; clients look for the word at its end."""
     answer = op.attempts[-1].detail if op.attempts and op.attempts[-1].outcome is Outcome.FAILURE else ""
-    end = " FAILURE"
-    return f"url:{without_credentials(op.url)} return failed: {answer.removesuffix(end)}"[: REASON_LENGTH - len(end)] + end
+    url, end = without_credentials(op.url), " FAILURE"
+    return f"url:{url} return failed: {answer.removesuffix(end)}"[: REASON_LENGTH - len(end)] + end
