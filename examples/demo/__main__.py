@@ -167,27 +167,42 @@ def _show_logs(console: Console, shop: Shop) -> None:
 
 
 def _stay(console: Console, shop: Shop) -> None:
-    bff, storage, order, coordinator = (shop.url(name) for name in ("bff", "storage", "order", "coordinator"))
-    console.print(
-        f"""
-Everything is running, until Ctrl-C.
-
-  order something:         curl {bff}/orders -H 'Content-Type: application/json' \\
-                                -d '{{"id": 3, "quantity": 5}}'
-  how its saga stands:     curl {bff}/orders/GID
-  the order itself:        curl {order}/orders/GID
-  what is left in stock:   curl {storage}/storages/3
-  the coordinator's view:  curl '{coordinator}/api/dtmsvr/query?gid=GID'
-  all it has, newest first:  curl '{coordinator}/api/dtmsvr/all?limit=5'
-  databases and logs:      {shop.folder}
-  process ids:             {", ".join(f"{name} {shop.pid(name)}" for name in shop.started)}
-""",
-        markup=False,
-    )
+    lines = [line for needs, line in _things_to_try(shop) if needs in shop.started]
+    lines += [
+        f"the coordinator's view:    curl '{shop.url('coordinator')}/api/dtmsvr/query?gid=GID'",
+        f"all it has, newest first:  curl '{shop.url('coordinator')}/api/dtmsvr/all?limit=5'",
+        f"logs and SQLite files:     {shop.folder}",
+        f"process ids:               {', '.join(f'{name} {shop.pid(name)}' for name in shop.started)}",
+    ]
+    shown = "".join(f"  {line}\n" for line in lines)
+    console.print(f"\nEverything is running, until Ctrl-C.\n\n{shown}", markup=False)
     with suppress(KeyboardInterrupt):
         while True:
             signal.pause()
     console.print("stopping")
+
+
+def _things_to_try(shop: Shop) -> Iterator[tuple[str, str]]:
+    """A line for each thing to try, and the service that it takes."""
+    json = "-H 'Content-Type: application/json' -d"
+    bank_a, bank_b = shop.url("bank-a"), shop.url("bank-b")
+    yield "bff", f"""order something:           curl {shop.url("bff")}/orders {json} '{{"id": 3, "quantity": 5}}'"""
+    yield "bff", f"how its saga stands:       curl {shop.url('bff')}/orders/GID"
+    yield "order", f"the order itself:          curl {shop.url('order')}/orders/GID"
+    yield "storage", f"what is left in stock:     curl {shop.url('storage')}/storages/3"
+    yield "users", f"""register somebody:         curl {shop.url("users")}/users {json} '{{"name": "alan"}}'"""
+    yield "gift", f"the gift that follows:     curl {shop.url('gift')}/gifts/alan"
+    yield "bank-a", f"move money by XA:          {_python()} -m examples.bank transfer {bank_a} {bank_b} 5 \\"
+    yield "bank-a", f"                               --coordinator {shop.url('coordinator')}"
+    yield "bank-b", f"what is there then:        curl {bank_b}/balance"
+    purchase = """'{"customer": "ada", "id": 3, "quantity": 1}'"""
+    yield "checkout", f"buy something:             curl {shop.url('checkout')}/checkouts {json} {purchase}"
+
+
+def _python() -> str:
+    """How to name this Python here."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 @contextmanager
