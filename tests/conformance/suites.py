@@ -132,6 +132,7 @@ PATTERNS = (
     *_grpc_of_sdk("TCC", m.SDK_GRPC, _TCCS_OF_SDK),
     Suite(("TCC", GRPC, GO), m.INTEROP_GO, (r"called_over_grpc\[.*-tcc-|adds_a_branch",)),
     Suite(("XA", HTTP, WIRE), m.XA_API),
+    Suite(("XA", GRPC, WIRE), m.GRPC_API, ("of_an_xa",), store=Store.SQLITE),
     Suite(("XA", HTTP, SDK), m.XA, lacking="no_coordinator|needs_an_operator"),
     Suite(("XA", HTTP, SDK), m.XA, ("needs_an_operator",), store=Store.MEMORY),
     *_grpc_of_sdk("XA", m.SDK_GRPC_XA, ""),
