@@ -49,7 +49,7 @@ def store_url(kind: str, request: pytest.FixtureRequest) -> str:
     if kind == "sqlite":
         return str(request.getfixturevalue("sqlite_url"))
     url: str = request.getfixturevalue(f"shared_{kind}_url")
-    asyncio.run(run_sql(url, "DELETE FROM global_transaction", "DELETE FROM node", "DELETE FROM kv"))
+    asyncio.run(run_sql(url, "DELETE FROM global_transaction", "DELETE FROM node", "DELETE FROM txcoord_kv"))
     return url
 
 

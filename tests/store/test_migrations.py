@@ -24,7 +24,7 @@ async def empty_url(kind: str, request: pytest.FixtureRequest) -> str:
     """The URL of a database without tables."""
     url: str = request.getfixturevalue(f"{kind}_url")
     if kind != "sqlite":
-        tables = ("global_transaction", "node", "kv", migrations.VERSION_TABLE)
+        tables = ("global_transaction", "node", "txcoord_kv", migrations.VERSION_TABLE)
         await run_sql(url, *(f"DROP TABLE IF EXISTS {table}" for table in tables))
     return url
 
@@ -81,7 +81,8 @@ async def test_a_schema_of_a_later_generation_is_left_alone_and_refused(empty_ur
 @pytest.mark.parametrize("kind", SQL, indirect=True)
 async def test_what_an_older_step_holds_is_there_after_the_upgrade(empty_url: str) -> None:
     await asyncio.to_thread(upgrade, empty_url)
-    await run_sql(empty_url, "DROP TABLE kv", "INSERT INTO node (name, expires_us) VALUES ('old', 9000000000000000000)")
+    old_node = "INSERT INTO node (name, expires_us) VALUES ('old', 9000000000000000000)"
+    await run_sql(empty_url, "DROP TABLE txcoord_kv", old_node)
     await _set_version(empty_url, "0001")
 
     await asyncio.to_thread(upgrade, empty_url)
@@ -89,7 +90,18 @@ async def test_what_an_older_step_holds_is_there_after_the_upgrade(empty_url: st
     assert await asyncio.to_thread(current, empty_url) == migrations.HEAD
     async with connected(empty_url) as connection:
         assert (await connection.execute(text("SELECT name FROM node"))).scalars().all() == ["old"]
-        assert (await connection.execute(text("SELECT v FROM kv"))).all() == []
+        assert (await connection.execute(text("SELECT v FROM txcoord_kv"))).all() == []
+
+
+@pytest.mark.parametrize("kind", SQL, indirect=True)
+async def test_the_database_may_be_one_that_dtm_has_used(empty_url: str) -> None:
+    names = ("trans_global", "trans_branch_op", "kv")
+    await run_sql(empty_url, *(f"CREATE TABLE IF NOT EXISTS {name} (id integer primary key)" for name in names))
+
+    await asyncio.to_thread(upgrade, empty_url)
+
+    assert await asyncio.to_thread(current, empty_url) == migrations.HEAD
+    await run_sql(empty_url, *(f"DROP TABLE {name}" for name in names))
 
 
 async def _set_version(url: str, version: str) -> None:

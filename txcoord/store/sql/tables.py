@@ -70,9 +70,10 @@ node = Table(
     mysql_charset="utf8mb4",
 )
 
-# Documents that all coordinators share, such as the topics. Columns are named as clients of DTM see them.
+# Documents that all coordinators share, such as the topics. Columns are named as clients of DTM see them; the table
+# is not, so that a database in which DTM has its own "kv" can be ours as well.
 kv = Table(
-    "kv",
+    "txcoord_kv",
     metadata,
     # Never given out again: id and version together say whether a row is still the one that was read.
     Column("id", _BIG_ID, primary_key=True, autoincrement=True),
@@ -82,7 +83,7 @@ kv = Table(
     Column("version", BigInteger, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
-    UniqueConstraint("cat", "k", name="uq_kv_cat_k"),
+    UniqueConstraint("cat", "k", name="uq_txcoord_kv_cat_k"),
     sqlite_autoincrement=True,
     mysql_engine="InnoDB",
     mysql_charset="utf8mb4",

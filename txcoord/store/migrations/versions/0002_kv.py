@@ -16,7 +16,7 @@ def upgrade() -> None:
     big_id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     long_text = sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
     op.create_table(
-        "kv",
+        "txcoord_kv",
         sa.Column("id", big_id, primary_key=True, autoincrement=True),
         sa.Column("cat", _name(64), nullable=False),
         sa.Column("k", _name(128), nullable=False),
@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("version", sa.BigInteger, nullable=False),
         sa.Column("created_us", sa.BigInteger, nullable=False),
         sa.Column("updated_us", sa.BigInteger, nullable=False),
-        sa.UniqueConstraint("cat", "k", name="uq_kv_cat_k"),
+        sa.UniqueConstraint("cat", "k", name="uq_txcoord_kv_cat_k"),
         sqlite_autoincrement=True,
         mysql_engine="InnoDB",
         mysql_charset="utf8mb4",
