@@ -513,6 +513,31 @@ async def test_what_comes_while_the_decision_is_written_does_not_wait_for_a_call
     await check_end(cluster, branches=1)
 
 
+async def test_nobody_is_remembered_who_waits_no_more(cluster: Cluster) -> None:
+    node = await cluster.start_node(max_wait_s=20.0)
+    tcc = Tcc(node)
+    await tcc.prepare()
+    await tcc.register("01")
+    live = node.engine.find_live("g1")
+    assert live is not None
+    for _ in range(3):
+        with pytest.raises(InvalidRequestError):
+            await node.service.submit(TransRequest(gid="g1", trans_type="xa", wait_result=True))
+    assert not live.waiters
+
+    confirm = cluster.participants.hold("01 confirm")
+    results = await asyncio.gather(*(tcc.submit() for _ in range(3)))
+    gone = asyncio.create_task(tcc.submit())
+    await settle()
+    assert len(live.waiters) == 1
+    gone.cancel()
+    await settle()
+
+    assert [result.status for result in results] == [Status.SUBMITTED] * 3
+    assert not live.waiters
+    confirm.end()
+
+
 async def test_an_abort_again_is_no_second_pass(cluster: Cluster, tcc: Tcc) -> None:
     hold = cluster.participants.hold("02 cancel")
     await tcc.prepare()

@@ -238,12 +238,13 @@ class Engine:
             # It has just ended, or been parked: nobody is left to tell us.
             return SubmitResult(waited=True, status=live.tx.status, reason=f"{live.tx.gid} is {live.tx.status}")
         waiter: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
-        live.waiters.append(waiter)
+        live.waiters[waiter] = None
         timer = asyncio.get_running_loop().call_later(self._settings.max_wait_s, _end_wait, waiter, live)
         try:
             return await waiter
         finally:
             timer.cancel()
+            live.waiters.pop(waiter, None)
 
     async def change(
         self, gid: str, change: Callable[[GlobalTransaction, int], GlobalTransaction], *, wait: bool = False
@@ -297,7 +298,7 @@ class Engine:
         pass_ended: asyncio.Future[SubmitResult] = loop.create_future()
         if wait:
             # Before the change: the pass that follows it may be over when we hear of the change.
-            live.waiters.append(pass_ended)
+            live.waiters[pass_ended] = None
         live.requests.append(ChangeRequest(change, answer))
         live.wake.set()
         timer = loop.call_later(self._settings.accept_wait_s, _give_up_changing, answer, live.tx.gid)
@@ -310,6 +311,7 @@ class Engine:
             return await pass_ended
         finally:
             timer.cancel()
+            live.waiters.pop(pass_ended, None)
             if not pass_ended.cancel() and not pass_ended.cancelled():
                 pass_ended.exception()  # told to nobody: the change itself has failed, or its caller has gone
 
@@ -415,7 +417,7 @@ class Engine:
             if wait:
                 # `answer` doubles as the first waiter: one future for the common case.
                 waiter = cast("asyncio.Future[SubmitResult]", answer)
-                live.waiters.append(waiter)
+                live.waiters[waiter] = None
                 live.timer = asyncio.get_running_loop().call_later(self._settings.max_wait_s, _end_wait, waiter, live)
             else:
                 answer.set_result(SubmitResult(waited=False, status=live.tx.status))

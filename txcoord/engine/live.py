@@ -77,7 +77,9 @@ class LiveTransaction:
         """What callers want changed; the drive task carries it out."""
         self.timer: asyncio.TimerHandle | None = None
         """Bounds the wait of the submit that created it."""
-        self.waiters: list[asyncio.Future[SubmitResult]] = []
+        self.waiters: dict[asyncio.Future[SubmitResult], None] = {}
+        """Who waits for the end of this pass, in their order. Who does not wait any more takes itself out: a pass can
+        last for hours, and any number may come meanwhile."""
 
     @property
     def is_durable(self) -> bool:
@@ -111,13 +113,13 @@ class LiveTransaction:
         self.answer(SubmitResult(waited=True, status=Status.FAILED, reason=reason))
 
     def answer(self, result: SubmitResult) -> None:
-        waiters, self.waiters = self.waiters, []
+        waiters, self.waiters = self.waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(result)
 
     def fail_waiters(self, error: BaseException) -> None:
-        waiters, self.waiters = self.waiters, []
+        waiters, self.waiters = self.waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
