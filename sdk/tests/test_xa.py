@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from sdk.tests.xa_support import WAYS, Ledger, Way, over
+from sdk.tests.xa_support import WAYS, Ledger, Way, account, aiomysql_pool, over
 from tests.servers import start_postgres
 from txcoord.barrier.tables import Database
 from txcoord.errors import InvalidRequestError
@@ -235,26 +235,42 @@ def mariadb(shared_mysql_url: str) -> Iterator[Ledger]:
 def test_a_commit_is_not_done_while_the_connection_that_prepared_is_open(mariadb: Ledger, key: XaKey) -> None:
     # As after the loss of a participant's machine, which the server does not notice for hours. The
     # server says then that there is no such transaction, which DTM takes for a commit.
-    held = mariadb.connect()
-    barrier_row = ("xa", key.gid, "01", "action", "01", "action")
+    with closing(hold_prepared(mariadb, key)):
+        for op in ("commit", "rollback"):
+            with pytest.raises(BranchOngoing, match="its connection is not closed yet"):
+                finish_sync(mariadb.connect, key, op)
+        assert not mariadb.has(key.gid)
+
+    assert finish_sync(mariadb.connect, key, "commit") is RUN
+    assert mariadb.has(key.gid)
+
+
+def hold_prepared(ledger: Ledger, key: XaKey) -> Any:
+    """Prepare on a connection that stays open."""
+    held = ledger.connect()
     with held.cursor() as cursor:
         cursor.execute(f"xa start '{key.gid}-01'")
         cursor.execute(
             "insert into dtm_barrier.barrier (trans_type, gid, branch_id, op, barrier_id, reason) "
             "values (%s, %s, %s, %s, %s, %s)",
-            barrier_row,
+            ("xa", key.gid, "01", "action", "01", "action"),
         )
         cursor.execute("insert into entry values (%s)", (key.gid,))
         cursor.execute(f"xa end '{key.gid}-01'")
         cursor.execute(f"xa prepare '{key.gid}-01'")
+    return held
 
-    for op in ("commit", "rollback"):
-        with pytest.raises(BranchOngoing, match="its connection is not closed yet"):
-            finish_sync(mariadb.connect, key, op)
-    assert not mariadb.has(key.gid)
-    held.close()
 
-    assert finish_sync(mariadb.connect, key, "commit") is RUN
+def test_a_commit_does_not_take_what_is_only_prepared_for_committed(mariadb: Ledger, key: XaKey) -> None:
+    def connect() -> Any:
+        return pymysql.connect(
+            **account(mariadb.url), init_command="set session transaction isolation level read uncommitted"
+        )
+
+    with closing(hold_prepared(mariadb, key)), pytest.raises(BranchOngoing, match="its connection is not closed yet"):
+        finish_sync(connect, key, "commit")
+
+    assert finish_sync(connect, key, "commit") is RUN
     assert mariadb.has(key.gid)
 
 
@@ -301,6 +317,41 @@ def test_a_connection_keeps_its_settings(mariadb: Ledger, key: XaKey) -> None:
     cursor.execute("select @@innodb_lock_wait_timeout")
     assert cursor.fetchone() == (17,)
     kept.close()
+
+
+async def test_a_connection_keeps_its_settings_when_the_action_ends_meanwhile(mariadb: Ledger, key: XaKey) -> None:
+    kept = mariadb.connect()
+    kept.cursor().execute("set innodb_lock_wait_timeout = 17")
+
+    @contextmanager
+    def lend() -> Iterator[Any]:
+        yield kept
+
+    working, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        working.set()
+        await gate.wait()
+
+    async with aiomysql_pool(mariadb.url, mariadb.name) as way:
+        action = asyncio.create_task(way.prepare(key, key.gid, after=wait))
+        await asyncio.wait_for(working.wait(), 10)
+        rollback = asyncio.create_task(asyncio.to_thread(finish_sync, lend, key, "rollback"))
+        waits = "select 1 from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"
+        while not await asyncio.to_thread(mariadb.run, waits):
+            assert not rollback.done()
+        gate.set()
+        await action
+        with suppress(BranchOngoing):  # a connection that is closed lets go a moment after
+            await rollback
+
+    if kept.open:
+        cursor = kept.cursor()
+        cursor.execute("select @@innodb_lock_wait_timeout")
+        assert cursor.fetchone() == (17,)
+        kept.close()
+    assert await asyncio.to_thread(finish_sync, mariadb.connect, key, "rollback") is DUPLICATE
+    assert not mariadb.has(key.gid)
 
 
 # -- PostgreSQL ----------------------------------------------------------------------------------

@@ -120,6 +120,29 @@ def test_a_success_without_this_branch_is_no_reason_to_commit(
     assert sweeper.ledger.prepared == [f"{gid}-01"]
 
 
+ENDED = [
+    pytest.param("failed", "xa", [("02", "commit", "succeed")], Fate.COMMIT, id="stopped between the commits"),
+    pytest.param("failed", "workflow", [("02", "commit", "succeed")], Fate.COMMIT, id="a workflow stopped likewise"),
+    pytest.param("failed", "xa", [("02", "rollback", "succeed")], Fate.ROLLBACK, id="stopped between the rollbacks"),
+    pytest.param("succeed", "workflow", [("01", "action", "failed")], Fate.ROLLBACK, id="a step that was refused"),
+    pytest.param("succeed", "workflow", [("01", "action", "succeed")], Fate.COMMIT, id="a step that was taken"),
+]
+
+
+@pytest.mark.parametrize(("status", "pattern", "results", "fate"), ENDED)
+def test_what_was_decided_counts(
+    sweeper: Sweeper, gid: str, status: str, pattern: str, results: list[tuple[str, str, str]], fate: Fate
+) -> None:
+    # By hand, a transaction can be made failed while the others of its branches are being committed.
+    sweeper.leave(gid)
+    branches = [{"branch_id": id_, "op": op, "status": how} for id_, op, how in results]
+    transaction = {"gid": gid, "trans_type": pattern, "status": status}
+    sweeper.coordinator.answers("/query", Answer(200, {"transaction": transaction, "branches": branches}))
+
+    assert sweeper.sweep_one(end=True).ended == fate.value
+    assert sweeper.ledger.has(gid) is (fate is Fate.COMMIT)
+
+
 def test_what_is_not_ours_is_neither_shown_nor_ended(sweeper: Sweeper, gid: str) -> None:
     names = ["backup", "nightly-2024", f"{gid}-07"]
     for name in names:

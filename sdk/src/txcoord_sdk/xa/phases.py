@@ -293,8 +293,10 @@ class _PhaseOne(_Phase):
         try:
             return self._xid in await prepared_xids(self._link)
         except Exception as error:
-            # MySQL shows them only to those who have the privilege XA_RECOVER_ADMIN.
-            raise self._under_way() from error
+            raise BranchOngoing(
+                f"{self._key}: another call of its action is under way, or it is prepared already and that cannot be "
+                "seen: MySQL shows it only to users with the privilege XA_RECOVER_ADMIN"
+            ) from error
 
     def _under_way(self) -> BranchOngoing:
         return BranchOngoing(f"{self._key}: another call of its action is under way")
@@ -358,7 +360,7 @@ class _PhaseTwo(_Phase):
         if await self._ends(statement):
             return Passage.RUN
         for pause_s in _PAUSES_S:
-            found = await self._find(self._said.peek)
+            found = await self._peek()
             if found is not None:
                 break
             await self._link.pause(pause_s)
@@ -405,6 +407,12 @@ class _PhaseTwo(_Phase):
                     raise
         return True
 
+    async def _peek(self) -> Found | None:
+        if self._link.database is Database.MYSQL:
+            # Whatever is usual here: what is prepared can be read uncommitted, too. For the next statement alone.
+            await self._link.run("set transaction isolation level read committed")
+        return await self._find(self._said.peek)
+
     async def _claim(self, *, keeps: bool) -> Found | None:
         """Write the row that keeps a late phase 1 from running, unless there is a row; then return that.
 
@@ -413,14 +421,24 @@ class _PhaseTwo(_Phase):
         Args:
             keeps: otherwise it is only looked whether it could be written.
         """
-        is_mysql = self._link.database is Database.MYSQL
-        if is_mysql:
-            await self._link.run(
-                f"set @txcoord_lock_wait = @@session.innodb_lock_wait_timeout, innodb_lock_wait_timeout = {LOCK_WAIT_S}"
-            )
+        if self._link.database is not Database.MYSQL:
+            return await self._claimed(keeps=keeps)
+        await self._link.run(
+            f"set @txcoord_lock_wait = @@session.innodb_lock_wait_timeout, innodb_lock_wait_timeout = {LOCK_WAIT_S}"
+        )
+        try:
+            found = await self._claimed(keeps=keeps)
+        except BranchOngoing:
+            # This connection may be asked again, and then be lent to others.
+            await self._link.run(_OLD_LOCK_WAIT)
+            raise
+        await self._link.run(_OLD_LOCK_WAIT)
+        return found
+
+    async def _claimed(self, *, keeps: bool) -> Found | None:
         await self._link.run("begin")
         try:
-            if not is_mysql:
+            if self._link.database is Database.POSTGRESQL:
                 await self._link.run(f"set local lock_timeout = '{LOCK_WAIT_S}s'")
             inserted = await self._insert(self._row(Op.ROLLBACK))
             found = None if inserted else await self._find(self._said.find)
@@ -430,8 +448,6 @@ class _PhaseTwo(_Phase):
             await self._link.run("rollback")
             raise BranchOngoing(f"{self._key}: its action is under way, or its connection is not closed yet") from error
         await self._link.run("commit" if keeps else "rollback")
-        if is_mysql:
-            await self._link.run("set innodb_lock_wait_timeout = @txcoord_lock_wait")
         if not inserted and found is None:
             raise BranchOngoing(f"{self._key}: its row was neither inserted nor found")
         return found
@@ -455,3 +471,4 @@ async def prepared_xids(link: Link) -> Collection[str]:
 
 
 _SAVEPOINT = "txcoord_xa"
+_OLD_LOCK_WAIT = "set innodb_lock_wait_timeout = @txcoord_lock_wait"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from txcoord.barrier.tables import Database, table_name
-from txcoord.model import Op, Pattern, Status
+from txcoord.model import Op, OpStatus, Pattern, Status
 from txcoord.xa.xid import HashedXid, XaKey, read_xid, xid_of
 from txcoord_sdk.barrier.drivers.base import run_now
 from txcoord_sdk.branch import BranchFailed, BranchOngoing
@@ -30,9 +30,9 @@ class Fate(StrEnum):
     """What is to become of a prepared transaction."""
 
     COMMIT = "commit"
-    """Its global transaction has succeeded."""
+    """Its global transaction has succeeded, or was stopped by hand while it was being committed."""
     ROLLBACK = "rollback"
-    """Its global transaction has failed."""
+    """Its global transaction has failed, or has succeeded without it."""
     WAIT = "wait"
     """Its global transaction has not ended: the coordinator will see to it."""
     UNKNOWN = "unknown"
@@ -174,14 +174,27 @@ def _judged(xid: str, key: XaKey | None, transaction: Transaction | None) -> Lef
         return Leftover(xid=xid, key=key, fate=Fate.UNKNOWN)
     match transaction.status:
         case Status.SUCCEEDED:
-            # One that it did not commit is none that it knows.
-            is_known = any(branch.branch_id == key.branch_id for branch in transaction.branches)
-            fate = Fate.COMMIT if is_known and transaction.pattern in _PATTERNS else Fate.UNKNOWN
+            fate = _fate_in_success(key, transaction)
         case Status.FAILED:
-            fate = Fate.ROLLBACK
+            # It can be stopped by hand while its branches are being committed: then all of them are to be.
+            is_committed = transaction.pattern in _PATTERNS and any(
+                branch.op == Op.COMMIT and (branch.attempts or branch.status is OpStatus.SUCCEEDED)
+                for branch in transaction.branches
+            )
+            fate = Fate.COMMIT if is_committed else Fate.ROLLBACK
         case _:
             fate = Fate.WAIT
     return Leftover(xid=xid, key=key, fate=fate, status=transaction.status)
+
+
+def _fate_in_success(key: XaKey, transaction: Transaction) -> Fate:
+    own = [branch for branch in transaction.branches if branch.branch_id == key.branch_id]
+    # One that it did not commit is none that it knows.
+    if not own or transaction.pattern not in _PATTERNS:
+        return Fate.UNKNOWN
+    # A workflow may succeed although a step was refused.
+    is_refused = any(branch.op == Op.ACTION and branch.status is OpStatus.FAILED for branch in own)
+    return Fate.ROLLBACK if is_refused else Fate.COMMIT
 
 
 def _op_for(fate: Fate, *, unknown: bool) -> Op | None:
