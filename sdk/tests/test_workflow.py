@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sdk.tests.workflow_support import BROKEN, OK, PATIENCE, REFUSED, RESUME_URL, SHOP, Crash, World
+from sdk.tests.xa_support import Ledger
 from txcoord.model import Outcome, Status
 from txcoord_sdk import (
     Coordinator,
@@ -43,6 +45,7 @@ from txcoord_sdk.workflow import (
     WorkflowInterruptedError,
     Workflows,
 )
+from txcoord_sdk.xa import XaKey, prepare_sync
 
 
 @dataclass(frozen=True)
@@ -589,6 +592,41 @@ async def test_who_waits_for_another_is_told_when_that_is_cancelled(world: World
     assert world.reports == []
 
 
+# -- steps of XA ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"])
+def test_a_refused_step_of_xa_is_not_prepared_later_though_the_workflow_succeeds(
+    request: pytest.FixtureRequest, world: World, kind: str
+) -> None:
+    ledger = Ledger(request.getfixturevalue(f"shared_{kind}_url"))
+
+    def refuse(connection: Any) -> None:
+        raise BranchFailed("no")
+
+    def register(workflows: Workflows) -> Callable[[], str]:
+        @workflows.workflow
+        def choose(wf: Workflow, given: None) -> str:
+            try:
+                wf.xa(ledger.connect, refuse)
+            except StepFailed:
+                return "another way"
+            return "this way"
+
+        return lambda: choose.run(None, gid=gid)
+
+    gid = f"gid-{uuid4().hex}"
+    world.away("/submit", 2)
+    with pytest.raises(CoordinatorUnreachableError):
+        register(world.workflows())()
+
+    assert register(world.workflows())() == "another way"
+    assert world.reports == [("01", "action", "failed"), ("01", "rollback", "succeed"), ("succeed",)]
+    slower = XaKey(gid=gid, branch_id="01", trans_type="workflow")
+    with pytest.raises(BranchFailed, match="was rolled back before its action came"):
+        prepare_sync(ledger.connect, slower, lambda _: None, register=lambda: None)
+
+
 # -- steps that run at once ----------------------------------------------------------------
 
 
@@ -638,6 +676,73 @@ async def test_a_step_that_is_under_way_when_another_is_refused_is_rolled_back(w
         await both.run(None, gid="g1")
     assert undone == ["01"]
     assert ("01", "action", "succeed") in world.reports
+
+
+async def test_a_step_that_nobody_awaits_keeps_it_from_ending(world: World) -> None:
+    workflows = world.async_workflows()
+    late: list[asyncio.Task[None]] = []
+
+    async def pay(branch: BranchContext) -> None:
+        raise AssertionError("its time is over")
+
+    @workflows.workflow
+    async def forgets(wf: AsyncWorkflow, given: None) -> None:
+        await wf.call(f"{SHOP}/deduct")
+        late.append(asyncio.create_task(wf.step(pay)))
+
+    with pytest.raises(WorkflowInterruptedError, match=r"step 02 \(pay\) was not awaited"):
+        await forgets.run(None, gid="g1")
+    with pytest.raises(ValueError, match="is over"):
+        await late[0]
+    assert world.reports == [("01", "action", "succeed")]
+
+
+async def test_a_step_that_begins_after_the_end_is_not_taken(world: World) -> None:
+    workflows = world.async_workflows()
+    late: list[asyncio.Task[None]] = []
+
+    async def pay(branch: BranchContext) -> None:
+        raise AssertionError("its time is over")
+
+    @workflows.workflow
+    async def refuses(wf: AsyncWorkflow, given: None) -> None:
+        late.append(asyncio.create_task(wf.step(pay)))
+        raise BranchFailed("no")
+
+    with pytest.raises(TransactionFailedError):
+        await refuses.run(None, gid="g1")
+    with pytest.raises(ValueError, match="is over"):
+        await late[0]
+    assert world.reports == [("failed",)]
+
+
+async def test_steps_do_not_outlive_a_cancelled_execution(world: World) -> None:
+    workflows = world.async_workflows()
+    begun = asyncio.Event()
+    ended: list[bool] = []
+
+    async def slow(branch: BranchContext) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    @workflows.workflow
+    async def leaves_it(wf: AsyncWorkflow, given: None) -> None:
+        step = asyncio.create_task(wf.step(slow))
+        await begun.wait()
+        step.cancel()
+
+    run = asyncio.create_task(leaves_it.run(None, gid="g1"))
+    await begun.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert ended == [True]
 
 
 async def test_sequences_at_once_have_numbers_of_their_own(world: World) -> None:

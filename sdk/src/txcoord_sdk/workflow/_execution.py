@@ -57,6 +57,9 @@ class BranchState:
         self.action: Work[Any] | None = None
         self.endings: dict[Op, Work[Any]] = {}
         self.rollback_if_failed = rollback_if_failed
+        self.always_settled = False
+        """Whether what its step may have left is rolled back even if the step was refused and the workflow succeeds."""
+        self.is_begun = False
         self.has_failed = False
 
     def name_of(self, work: Work[Any]) -> str:
@@ -97,13 +100,16 @@ class Execution:
 
     def add_branch(self, branch_id: str, *, name: str | None, rollback_if_failed: bool) -> BranchState:
         if self._is_over:
-            raise ValueError(f"workflow {self.gid} is over: its steps are taken within its function")
+            raise self._over()
         branch = BranchState(branch_id, name=name, rollback_if_failed=rollback_if_failed)
         self._branches[branch_id] = branch
         return branch
 
     async def act(self, branch: BranchState, work: Work[T]) -> T:
         """Take a branch's step, or return what is recorded of it."""
+        if self._is_over:
+            raise self._over()
+        branch.is_begun = True
         if not self.is_async:
             with self._lock:
                 self._running += 1
@@ -250,13 +256,15 @@ class Execution:
                 refusal = _refusal_in(error)
                 if refusal is None and self._broken is None:
                     raise
+            else:
+                self._check_awaited()
+                await self._finish_steps()
         except BaseException:
             await self._drop_steps()
             raise
-        await self._finish_steps()
+        self._is_over = True
         if self._broken is not None:
             raise self._broken
-        self._is_over = True
         await self._follow_up(Op.COMMIT if refusal is None else Op.ROLLBACK)
         if refusal is not None:
             await self._end(Status.FAILED, rollback_reason=clean(str(refusal) or "it was refused", MAX_REASON))
@@ -271,7 +279,15 @@ class Execution:
         if self._running and self._broken is None:
             self._broken = self._interrupted("a step is still under way in another thread: wait for it in the function")
 
+    def _check_awaited(self) -> None:
+        """Notice a forgotten `await`, which would let a workflow succeed without one of its steps."""
+        for branch in self._branches.values():
+            if branch.action is not None and not branch.is_begun and self._broken is None:
+                step = f"step {branch.id} ({branch.name_of(branch.action)})"
+                self._broken = self._interrupted(f"{step} was not awaited: each has to be, within the function")
+
     async def _drop_steps(self) -> None:
+        self._is_over = True
         for step in self._steps:
             step.cancel()
         if self._steps:
@@ -281,16 +297,19 @@ class Execution:
         """Commit or roll back: in each branch, the last one first, what was set for it."""
         self._check_fits(op)
         for branch in reversed(self._branches.values()):
-            work = branch.endings.get(op)
-            if work is not None and (not branch.has_failed or (op is Op.ROLLBACK and branch.rollback_if_failed)):
-                await self._once(branch, op, work)
+            # A slower execution of the same may still prepare what was refused here.
+            own = Op.ROLLBACK if branch.has_failed and branch.always_settled else op
+            work = branch.endings.get(own)
+            if work is not None and (not branch.has_failed or (own is Op.ROLLBACK and branch.rollback_if_failed)):
+                await self._once(branch, own, work)
 
     def _check_fits(self, op: Op) -> None:
         other = Op.ROLLBACK if op is Op.COMMIT else Op.COMMIT
         for branch_id, stored_op in self._stored:
             if branch_id not in self._branches:
                 raise self._changed(f"{stored_op} of {branch_id} is recorded, and was not asked for", branch_id)
-            if stored_op == other:
+            branch = self._branches[branch_id]
+            if stored_op == other and not (branch.has_failed and branch.always_settled):
                 raise self._changed(f"it has begun to {_WORDS[other]}, and is now to {_WORDS[op]}", branch_id)
 
     async def _end(self, status: Status, **how: str) -> None:
@@ -304,6 +323,9 @@ class Execution:
     def _check_going(self) -> None:
         if self._broken is not None:
             raise self._interrupted(f"it has stopped before: {_one_line(self._broken)}") from self._broken
+
+    def _over(self) -> ValueError:
+        return ValueError(f"workflow {self.gid} is over: its steps are taken within its function")
 
     def _interrupted(self, reason: str, outcome: Outcome = Outcome.UNKNOWN) -> WorkflowInterruptedError:
         return WorkflowInterruptedError(self.gid, Status.PREPARED, reason, outcome)

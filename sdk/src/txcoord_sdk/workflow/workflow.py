@@ -105,8 +105,8 @@ class _AnyBranch:
         self._begun(step)
         ending = XaEnding(source, step.name)
         self._state.endings = {Op.COMMIT: ending, Op.ROLLBACK: ending}
-        # What a slower execution of the same may still have prepared is rolled back, too.
-        self._state.rollback_if_failed = True
+        # What a slower execution of the same may still have prepared is rolled back, too, however the workflow ends.
+        self._state.rollback_if_failed = self._state.always_settled = True
         return step
 
 
