@@ -39,7 +39,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         store_for(request, folder),
         folder,
         TXCOORD_MAX_BODY_BYTES="100000",
-        TXCOORD_MAX_WAIT_S="1",
+        TXCOORD_MAX_WAIT_S="0.3",
         TXCOORD_BREAKER_FAILURES="1000000",
     )
     with PARTICIPANT.serving():
@@ -219,6 +219,7 @@ SECONDS = st.sampled_from([0, 0, 1, 3600, -1, 2**63 - 1])
 TRANS = st.fixed_dictionaries(
     {},
     optional={
+        "trans_type": PATTERNS,
         "steps": st.lists(
             st.fixed_dictionaries({}, optional={"action": URLS, "compensate": URLS, "": URLS}), max_size=3
         ),
@@ -246,8 +247,10 @@ TRANS = st.fixed_dictionaries(
     },
 )
 BRANCH = st.fixed_dictionaries(
-    {"branch_id": st.sampled_from(["01", "01", "02", "", "\x00"])},
+    {},
     optional={
+        "trans_type": PATTERNS,
+        "branch_id": st.sampled_from(["01", "02", "", "\x00"]),
         "data": PAYLOADS,
         "confirm": URLS,
         "cancel": URLS,
@@ -257,7 +260,7 @@ BRANCH = st.fixed_dictionaries(
     },
 )
 TOPIC = st.fixed_dictionaries(
-    {"topic": st.sampled_from(["t", "t", "", "a/b"]), "url": URLS, "remark": st.text(max_size=3)}
+    {}, optional={"topic": st.sampled_from(["t", "t", "", "a/b"]), "url": URLS, "remark": st.text(max_size=3)}
 )
 FIELDS = {
     **dict.fromkeys(["prepare", "submit", "abort", "prepareWorkflow"], TRANS),
@@ -272,19 +275,46 @@ GRPC = [*JSON_RPC, "prepareWorkflow", "subscribe", "unsubscribe", "deleteTopic"]
 
 @st.composite
 def sequences(draw: st.DrawFn) -> list[Step]:
-    """Requests about one transaction, mostly of its pattern, by any API that has them."""
+    """Requests about one transaction, half of them as they should be, by any API that has them."""
     pattern = draw(PATTERNS)
     steps = []
     for _ in range(draw(st.integers(1, 8))):
-        operation = draw(st.sampled_from([*OFTEN, *FIELDS]))
+        operation = draw(st.sampled_from([*OFTEN, *OFTEN, *FIELDS]))
         if (pattern, operation) == ("workflow", "prepare"):
             operation = "prepareWorkflow"
         apis = ["http", *(["jsonrpc"] if operation in JSON_RPC else []), *(["grpc"] if operation in GRPC else [])]
-        fields = dict(draw(FIELDS[operation]))
-        if operation in (*JSON_RPC, "prepareWorkflow"):
-            fields["trans_type"] = draw(st.just(pattern) | PATTERNS)
+        fields = good(draw, pattern, operation) | draw(st.just({}) | FIELDS[operation])
         steps.append((draw(st.sampled_from(apis)), operation, fields))
     return steps
+
+
+def good(draw: st.DrawFn, pattern: str, operation: str) -> dict[str, Any]:
+    """Fields as they should be."""
+    urls = [f"participant/{draw(NAMES)}" for _ in range(2)]
+    if operation in ("subscribe", "unsubscribe", "deleteTopic"):
+        return {"topic": "t", "url": urls[0], "remark": ""}
+    if operation in ("forceStop", "resetNextCronTime", "query"):
+        return {}
+    named = {"trans_type": pattern}
+    match pattern, operation:
+        case "tcc", "registerBranch":
+            return named | {"branch_id": "01", "confirm": urls[0], "cancel": urls[1], "data": "{}"}
+        case "xa", "registerBranch":
+            return named | {"branch_id": "01", "url": urls[0]}
+        case _, "registerBranch":
+            return named | {"branch_id": "01", "op": "action", "status": "succeed", "data": "{}"}
+        case "workflow", "submit":
+            return named | {"req_extra": {"status": "succeed", "result": "e30="}}
+        case "workflow", _:
+            return named | {"query_prepared": urls[0], "custom_data": '{"name":"w","data":"e30="}', "retry_interval": 1}
+        case "saga", _:
+            steps = [{"action": f"participant/{draw(NAMES)}", "compensate": url} for url in urls]
+            return named | {"steps": steps, "payloads": ["{}", "{}"]}
+        case "msg", _:
+            steps = [{"action": urls[0]}, {"action": "topic://t" if draw(st.booleans()) else urls[0]}]
+            return named | {"steps": steps, "payloads": ["{}", "{}"], "query_prepared": urls[1], "timeout_to_fail": 1}
+        case _:
+            return named | {"timeout_to_fail": draw(SECONDS)}
 
 
 class Callers:

@@ -55,7 +55,7 @@ CHECKS = [
 @pytest.fixture(scope="module", params=["sqlite", "mysql"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(store_for(request, folder), folder, TXCOORD_MAX_BODY_BYTES="100000", TXCOORD_MAX_WAIT_S="1")
+    process = coordinator(store_for(request, folder), folder, TXCOORD_MAX_BODY_BYTES="100000", TXCOORD_MAX_WAIT_S="0.3")
     with PARTICIPANT.serving():
         try:
             process.start()
