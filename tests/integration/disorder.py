@@ -69,6 +69,11 @@ class Point(NamedTuple):
     """`-` for a request that is of no branch."""
     op: str
 
+    @property
+    def is_request(self) -> bool:
+        """Whether it is the coordinator that is called."""
+        return self.branch_id == "-" or self.op.startswith("registerBranch")
+
 
 @dataclass(frozen=True)
 class Call:

@@ -1,7 +1,8 @@
 """Calls lost, doubled, late and out of order, at every point of every pattern: balances stay exact.
 
 Of each scenario there is one transaction for each point and each fault, and one without a fault, which shows
-that no point is forgotten. When one has ended, everything that was ever sent for it is delivered once more.
+that no point is forgotten. When one has ended, there is money enough, and everything that was ever sent for it is
+delivered once more.
 """
 
 from __future__ import annotations
@@ -138,6 +139,10 @@ async def world(server: Process, purses: Purses) -> AsyncIterator[World]:
 async def test_balances_are_exact_whatever_happens_to_a_call(world: World, store: str, name: str) -> None:
     scenario = SCENARIOS[name]
     points = [Point(*point.split()) for point in EVERY_POINT[name]]
+    # What is lost on the way to the coordinator is the same whatever the balances are kept in, so one store is
+    # enough; only a workflow of XA holds its database's transactions while it asks.
+    one = PREPARING[0] if "xa" in name.split() else STORES[0]
+    disturbs_requests = store == one or name.startswith("xa workflow")
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def undisturbed() -> None:
@@ -160,7 +165,8 @@ async def test_balances_are_exact_whatever_happens_to_a_call(world: World, store
     async with asyncio.TaskGroup() as all_of_them:
         all_of_them.create_task(undisturbed())
         for point, fault in product(points, Fault):
-            all_of_them.create_task(disturbed(point, fault))
+            if disturbs_requests or not point.is_request:
+                all_of_them.create_task(disturbed(point, fault))
 
 
 async def live_through(world: World, scenario: Scenario, gid: str) -> Status:
