@@ -182,7 +182,7 @@ PARTICIPANTS = (
     Suite(("TCC", _ANY_ORDER), m.DISORDER, ("tcc",)),
     Suite(("XA", "both phases, with every driver; no coordinator"), m.SDK_XA),
     Suite(("XA", "participant killed at each statement; no coordinator"), m.SDK_XA_CRASH),
-    Suite(("XA", _ANY_ORDER), m.DISORDER, (r"-xa\b",)),
+    Suite(("XA", _ANY_ORDER), m.DISORDER, (r"-xa\b",), "workflow"),
     Suite(("message", _WITH_MESSAGE), m.BARRIER, ("test_message",)),
     Suite(("message", _WITH_MESSAGE), m.REDIS, ("test_message",), store=Store.REDIS),
     Suite(("message", f"{_WITH_MESSAGE}, with every driver; the coordinator is a script"), m.SDK_MESSAGE),
@@ -193,5 +193,6 @@ PARTICIPANTS = (
     ),
     Suite(("message", _ANY_ORDER), m.DISORDER, ("message",)),
     Suite(("workflow", "XA steps"), m.WORKFLOW_SDK, ("xa",)),
+    Suite(("workflow", _ANY_ORDER), m.DISORDER, ("workflow",)),
 )
 """Pattern, and what is shown; by the participants' database."""
