@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import requests
 import schemathesis
@@ -79,3 +81,34 @@ def test_whatever_is_sent_is_answered_as_documented(case: Case, server: Process,
     is_strict = case.method == "POST" and case.path != JSON_RPC_PATH
     checks = [*CHECKS, negative_data_rejection] if is_strict else CHECKS
     case.call_and_validate(base_url=server.url, session=session, timeout=20, checks=checks)
+
+
+def test_the_examples_can_be_sent_as_they_stand_one_after_the_other(tmp_path: Path) -> None:
+    process = coordinator("memory://", tmp_path, TXCOORD_MAX_WAIT_S="0.3")
+    answered: dict[str, list[int]] = {}
+    try:
+        process.start()
+        with httpx.Client(base_url=process.url, timeout=20) as http:
+            subscriber = {"topic": "order-created", "url": "http://mail:8083/send"}
+            assert http.post("/api/dtmsvr/subscribe", params=subscriber).status_code == 200
+            for path, operations in document()["paths"].items():
+                for content in operations.get("post", {}).get("requestBody", {}).get("content", {}).values():
+                    for example in content["examples"].values():
+                        answer = http.post(path, json=example["value"])
+                        answered.setdefault(operations["post"]["operationId"], []).append(answer.status_code)
+    finally:
+        process.close()
+
+    # Nobody is there to be called: who waits for the result is told that it goes on.
+    assert answered == {
+        "prepare": [200, 200, 200],
+        "prepareWorkflow": [200],
+        "registerBranch": [200, 200, 200],
+        "submit": [425, 200, 425, 200, 200, 200, 200],
+        "abort": [409],
+        "forceStop": [200],
+        "resetNextCronTime": [200],
+        "registerTccBranch": [409, 409, 409],
+        "registerXaBranch": [409, 409, 409],
+        "jsonRpc": [200, 200],
+    }
