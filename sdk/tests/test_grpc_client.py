@@ -139,7 +139,7 @@ def test_the_progress_of_a_workflow_is_read_as_http_s() -> None:
     wire = GrpcWire("grpc://c:1")
     call = written("/prepareWorkflow", gid="g1", trans_type="workflow")
     progress = dtm_pb2.DtmProgressesReply(
-        Transaction=dtm_pb2.DtmTransaction(Gid="g1", Status="prepared"),
+        Transaction=dtm_pb2.DtmTransaction(Gid="g1", Status="prepared", CustomedData='{"name":"buy"}'),
         Progresses=[dtm_pb2.DtmProgress(Status="succeed", BinData=b"\xff", BranchID="01", Op="action")],
     )
 
@@ -147,7 +147,13 @@ def test_the_progress_of_a_workflow_is_read_as_http_s() -> None:
 
     assert isinstance(answer, HttpAnswer)
     assert json.loads(answer.body) == {
-        "transaction": {"gid": "g1", "status": "prepared", "rollback_reason": "", "result": ""},
+        "transaction": {
+            "gid": "g1",
+            "status": "prepared",
+            "rollback_reason": "",
+            "result": "",
+            "custom_data": '{"name":"buy"}',
+        },
         "progresses": [{"status": "succeed", "bin_data": "/w==", "branch_id": "01", "op": "action"}],
     }
 
@@ -175,6 +181,16 @@ def test_a_code_is_read_as_the_status_of_http(code: grpc.StatusCode, status: int
     answer = GrpcWire("grpc://c:1").answer(written("/forceStop", gid="g1"), answered(code, "why not"))
 
     assert answer == HttpAnswer(status=status, body=b'{"message":"why not"}')
+
+
+def test_a_server_with_too_many_calls_is_asked_again() -> None:
+    # What gRPC itself answers then is not the answer to a request that is too large, though the code is the same.
+    answer = GrpcWire("grpc://c:1").answer(
+        written("/forceStop", gid="g1"), answered(CODES.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")
+    )
+
+    assert isinstance(answer, HttpAnswer)
+    assert answer.status == 429
 
 
 @pytest.mark.parametrize("code", [CODES.UNAVAILABLE, CODES.DEADLINE_EXCEEDED, CODES.CANCELLED], ids=str)

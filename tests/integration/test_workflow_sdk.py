@@ -21,7 +21,15 @@ from tests.integration.banks import BALANCE, Bank
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 from tests.integration.serving import serving
 from tests.processes import free_port
-from txcoord_sdk import AsyncCoordinator, Coordinator, Pattern, Status, TransactionFailedError, new_gid
+from txcoord_sdk import (
+    AsyncCoordinator,
+    Coordinator,
+    Pattern,
+    RequestRefusedError,
+    Status,
+    TransactionFailedError,
+    new_gid,
+)
 from txcoord_sdk.fastapi import workflow_router
 from txcoord_sdk.grpc import RESUME_WORKFLOW, add_workflows
 from txcoord_sdk.results import Transaction
@@ -149,6 +157,31 @@ async def test_the_result_is_returned_on_repeat(workflows: AsyncWorkflows, parti
 
     assert (first, again) == ("moved 30", "moved 30")
     assert len(participant.calls(gid)) == 4
+
+
+async def test_the_first_input_counts_and_a_gid_is_of_one_workflow(workflows: AsyncWorkflows) -> None:
+    seen: list[int] = []
+    gid = new_gid()
+
+    async def note(branch: BranchContext, given: Transfer) -> None:
+        seen.append(given.amount)
+        raise BranchOngoing("not yet")
+
+    @workflows.workflow
+    async def first(wf: AsyncWorkflow, given: Transfer) -> None:
+        await wf.step(note, given)
+
+    @workflows.workflow
+    async def second(wf: AsyncWorkflow, given: Transfer) -> None:
+        await wf.step(note, given)
+
+    for amount in (1, 2):
+        with pytest.raises(WorkflowInterruptedError):
+            await first.run(Transfer(amount), gid=gid)
+    with pytest.raises(RequestRefusedError, match="of the workflow 'first', not 'second'"):
+        await second.run(Transfer(3), gid=gid)
+
+    assert seen == [1, 1]
 
 
 async def test_a_refused_step_fails_it_all(

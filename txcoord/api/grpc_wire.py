@@ -92,6 +92,7 @@ def encode_progress(workflow: GlobalTransaction) -> bytes:
         Status=workflow.status.value,
         RollbackReason=workflow.rollback_reason,
         Result=workflow.result,
+        CustomedData=workflow.custom_data,
     )
     steps = [
         DtmProgress(Status=step.status.value, BinData=step.payload, BranchID=step.branch_id, Op=step.op.value)

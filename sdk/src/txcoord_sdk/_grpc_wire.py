@@ -64,6 +64,9 @@ _STATUS_OF_CODE = {
 _SENT_IN_VAIN = frozenset(["UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"])
 """Codes that the sender's own side gives when no answer came."""
 
+_TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
+"""How gRPC for Python refuses a call beyond its bound, unread; with the code of a request that is too large."""
+
 _SUCCESS = msgspec.json.encode({RESULT_KEY: ResultWord.SUCCESS})
 
 
@@ -91,7 +94,8 @@ class GrpcWire:
             # A connection that breaks has the same code as one that was never made.
             return NoAnswer(detail=f"{reply.name}: {reply.message}", may_have_arrived=True)
         message = msgspec.json.encode({"message": reply.message or reply.name})
-        return HttpAnswer(status=_STATUS_OF_CODE.get(reply.name, 500), body=message)
+        is_busy = reply.name == "RESOURCE_EXHAUSTED" and reply.message.startswith(_TOO_MANY_CALLS)
+        return HttpAnswer(status=429 if is_busy else _STATUS_OF_CODE.get(reply.name, 500), body=message)
 
 
 # -- requests ------------------------------------------------------------------------------
