@@ -1,4 +1,5 @@
-"""One database of each kind for the whole run: for tests that are many and keep to rows of their own."""
+"""A coordinator that answers by script; and one database of each kind for the whole run: for tests that are many and
+keep to rows of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +8,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from sdk.tests.client_support import ScriptedCoordinator, scripted_coordinator
 from tests.servers import RedisCluster, Server
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
+    """A scripted coordinator and its URL. In the end, all that was scripted must have been asked for."""
+    with scripted_coordinator() as (server, url):
+        yield server, url
+        assert not server.unused, "the client was to ask for this, too"
+
+
+@pytest.fixture
+def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
+    return served[0]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from sdk.tests.client_support import (
     Drop,
     ScriptedCoordinator,
     Silence,
-    scripted_coordinator,
     unused_url,
 )
 from txcoord_sdk import (
@@ -45,18 +44,6 @@ UNKNOWN_GID = Answer(200, {"branches": [], "transaction": None})
 def kind(request: pytest.FixtureRequest) -> Kind:
     chosen: Kind = request.param
     return chosen
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return served[0]
 
 
 @pytest.fixture

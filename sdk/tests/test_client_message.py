@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 import pytest
 
-from sdk.tests.client_support import Answer, Client, Drop, ScriptedCoordinator, scripted_coordinator
+from sdk.tests.client_support import Answer, Client, Drop, ScriptedCoordinator
 from txcoord_sdk import (
     AsyncCoordinator,
     Coordinator,
@@ -49,21 +49,9 @@ def message(**options: Any) -> Message:
     return made
 
 
-@pytest.fixture
-def server_and_url() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(server_and_url: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return server_and_url[0]
-
-
 @pytest.fixture(params=[Coordinator, AsyncCoordinator], ids=["sync", "async"])
-def client(request: pytest.FixtureRequest, server_and_url: tuple[ScriptedCoordinator, str]) -> Iterator[Client]:
-    client = Client(request.param, server_and_url[1], backoff=0.001, attempts=3, timeout=5)
+def client(request: pytest.FixtureRequest, served: tuple[ScriptedCoordinator, str]) -> Iterator[Client]:
+    client = Client(request.param, served[1], backoff=0.001, attempts=3, timeout=5)
     yield client
     client.close()
 
@@ -426,8 +414,8 @@ def test_a_connection_or_work_of_the_wrong_kind_is_refused(server: ScriptedCoord
     assert not users.check_back()
 
 
-def test_a_cancelled_task_writes_nothing(server_and_url: tuple[ScriptedCoordinator, str], tmp_path: Path) -> None:
-    server, url = server_and_url
+def test_a_cancelled_task_writes_nothing(served: tuple[ScriptedCoordinator, str], tmp_path: Path) -> None:
+    server, url = served
     server.answers("/prepare", OK)
 
     async def run() -> BaseException | None:

@@ -17,7 +17,6 @@ from sdk.tests.client_support import (
     Reply,
     ScriptedCoordinator,
     Silence,
-    scripted_coordinator,
     unused_url,
 )
 from txcoord_sdk import (
@@ -52,18 +51,6 @@ def standing(status: str, *branch_ids: str, reason: str = "") -> Answer:
 def context(op: str = "try", branch_id: str = "01", trans_type: str = "tcc") -> BranchContext:
     query = {"gid": "g1", "trans_type": trans_type, "branch_id": branch_id, "op": op, "dtm": "http://c/api/dtmsvr"}
     return BranchContext.from_query(query)
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return served[0]
 
 
 class Block:

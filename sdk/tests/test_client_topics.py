@@ -7,28 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from sdk.tests.client_support import Answer, Client, Drop, Reply, ScriptedCoordinator, scripted_coordinator
+from sdk.tests.client_support import Answer, Client, Drop, Reply, ScriptedCoordinator
 from txcoord_sdk import AsyncCoordinator, Coordinator, CoordinatorUnreachableError, Message, RequestRefusedError
 
 URL = "http://mail/welcome"
 BUSY = Answer(503, {"message": "others changed the topic news"})
 
 
-@pytest.fixture
-def server_and_url() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(server_and_url: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return server_and_url[0]
-
-
 @pytest.fixture(params=[Coordinator, AsyncCoordinator], ids=["sync", "async"])
-def client(request: pytest.FixtureRequest, server_and_url: tuple[ScriptedCoordinator, str]) -> Iterator[Client]:
-    client = Client(request.param, server_and_url[1], backoff=0.001, attempts=3, timeout=5)
+def client(request: pytest.FixtureRequest, served: tuple[ScriptedCoordinator, str]) -> Iterator[Client]:
+    client = Client(request.param, served[1], backoff=0.001, attempts=3, timeout=5)
     yield client
     client.close()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sdk.tests.client_support import Answer, Drop, ScriptedCoordinator, scripted_coordinator
+from sdk.tests.client_support import Answer, Drop, ScriptedCoordinator
 from txcoord_sdk import (
     ActionFailedError,
     AsyncCoordinator,
@@ -27,18 +27,6 @@ FAILED = Answer(
     200,
     {"branches": [], "transaction": {"gid": "g1", "trans_type": "xa", "status": "failed", "rollback_reason": "late"}},
 )
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return served[0]
 
 
 Run = Callable[..., Any]

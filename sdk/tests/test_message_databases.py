@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from sdk.tests.barrier_support import BENCHES, Asyncpg, Bench, Caller
-from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
+from sdk.tests.client_support import Answer, ScriptedCoordinator
 from txcoord_sdk import AsyncCoordinator, Coordinator, Message
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError
 from txcoord_sdk.barrier.drivers.base import Driver
@@ -68,18 +68,6 @@ class Sender:
         found = await caller.execute("select balance from purse where owner = ?", self.owner)
         await caller.rollback()
         return bool(found)
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return served[0]
 
 
 def name(param: tuple[str, type[Bench]]) -> str:

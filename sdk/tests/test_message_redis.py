@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from starlette.applications import Starlette
 
-from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
+from sdk.tests.client_support import Answer, ScriptedCoordinator
 from sdk.tests.redis_support import DESKS, Async, Desk, LossyWay
 from tests.processes import free_port
 from tests.servers import Server
@@ -65,18 +65,6 @@ class Sender:
 
     async def balance(self) -> int:
         return int(await self.desk.say("GET", self.key))
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[ScriptedCoordinator, str]]:
-    with scripted_coordinator() as (server, url):
-        yield server, url
-        assert not server.unused, "the client was to ask for this, too"
-
-
-@pytest.fixture
-def server(served: tuple[ScriptedCoordinator, str]) -> ScriptedCoordinator:
-    return served[0]
 
 
 @pytest.fixture(params=DESKS, ids=lambda kind: kind.__name__)
