@@ -348,13 +348,14 @@ def _sentences(settings: Settings) -> Iterator[None]:
 
 
 async def check_start(settings: Settings) -> None:
-    """Read the certificates, open the store once, and close it.
+    """Read the certificates and whatever else a coordinator is made of, open the store once, and close it.
 
     Raises:
         StartError: one of them cannot be used.
     """
     with _sentences(settings):
         load_tls(settings)
+        await build(settings).close()
         store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=1)
         try:
             await store.open()

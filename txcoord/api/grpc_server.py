@@ -13,6 +13,7 @@ from txcoord.service import Service
 
 _KEEPALIVE_MS: Final = 60_000
 _PINGS_AT_LEAST_APART_MS: Final = 5_000
+_CALLS_PER_CONNECTION: Final = 1_000
 
 
 class GrpcServer:
@@ -28,6 +29,8 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_body_bytes),
+                # Of one connection: it must not take all places, health checks' among them.
+                ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
                 # Several processes may share the port; each of them checked before that it is free.
                 ("grpc.so_reuseport", 1),
                 # Calls of clients that vanished end, and clients may look in turn whether we are there.
