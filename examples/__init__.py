@@ -1,1 +1,1 @@
-"""The example: an order service, a storage service and the BFF that makes orders through both. See docs/examples.md."""
+"""The example services: a shop, users who get a gift and a mail, a bank, a checkout. See docs/examples.md."""

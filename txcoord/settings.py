@@ -70,7 +70,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
-    host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all (there is no authentication).")
+    host: Host = Field(
+        "127.0.0.1",
+        description="Address to listen on; 0.0.0.0 for all. Client certificates are the only authentication.",
+    )
     port: int = Field(DEFAULT_HTTP_PORT, ge=0, le=65535, description="Port to listen on; 0 for a free one.")
     grpc: bool = Field(True, description="Whether the gRPC API is served too.")
     grpc_port: int = Field(
@@ -109,7 +112,8 @@ class Settings(BaseSettings):
         35.0,
         ge=1,
         le=30 * DAY_S,
-        description="How long a TCC transaction may stay prepared before it is cancelled, unless it says so itself.",
+        description="Unless a transaction says so itself, how long it may stay prepared: then TCC and XA undo all, and a "
+        "message has its initiator asked.",
     )
     retry_interval_s: float = Field(
         10.0, ge=0.05, le=DAY_S, description="Time until a branch that answered ONGOING is asked again, unless set."

@@ -61,7 +61,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedCoordinator]:
 
 
 def test_the_readme_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:
-    sync, async_ = blocks(README)
+    sync, async_, endpoint = blocks(README)
     server.answers("/submit", STOPPED, Answer(), Answer())
     server.answers("/query", FAILED)
     names: dict[str, Any] = {}
@@ -70,7 +70,9 @@ def test_the_readme_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixt
     exec(sync, names)
     exec(async_, names)
     asyncio.run(names["buy"]())
+    exec(endpoint, names)
 
+    assert "/deduct" in names["app"].openapi()["paths"]
     assert capsys.readouterr().out == "not bought, and everything is undone: sold\nbought\n"
 
 
