@@ -112,8 +112,8 @@ class Settings(BaseSettings):
         35.0,
         ge=1,
         le=30 * DAY_S,
-        description="Unless a transaction says so itself, how long it may stay prepared: then TCC and XA undo all, and a "
-        "message has its initiator asked.",
+        description="Unless a transaction says so itself, how long it may stay prepared: then TCC and XA undo all, and "
+        "a message has its initiator asked.",
     )
     retry_interval_s: float = Field(
         10.0, ge=0.05, le=DAY_S, description="Time until a branch that answered ONGOING is asked again, unless set."
