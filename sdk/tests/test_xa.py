@@ -14,8 +14,8 @@ import asyncpg
 import psycopg
 import pymysql
 import pytest
-from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm import Session
 
 from sdk.tests.xa_support import WAYS, Ledger, Way, account, aiomysql_pool, over
@@ -337,9 +337,11 @@ async def test_a_connection_keeps_its_settings_when_the_action_ends_meanwhile(ma
         action = asyncio.create_task(way.prepare(key, key.gid, after=wait))
         await asyncio.wait_for(working.wait(), 10)
         rollback = asyncio.create_task(asyncio.to_thread(finish_sync, lend, key, "rollback"))
-        waits = "select 1 from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"
-        while not await asyncio.to_thread(mariadb.run, waits):
-            assert not rollback.done()
+        inserting = "select 1 from information_schema.processlist where info like %s"
+        while not rollback.done() and not await asyncio.to_thread(
+            mariadb.run, inserting, f"insert ignore into dtm_barrier%{key.gid}%"
+        ):
+            pass
         gate.set()
         await action
         with suppress(BranchOngoing):  # a connection that is closed lets go a moment after
@@ -424,6 +426,27 @@ def test_sources_that_give_no_connection(postgres: Ledger, key: XaKey, tmp_path:
     ):
         with pytest.raises((XaError, BarrierError, InvalidRequestError), match=words):
             finish_sync(source, key, "rollback")
+
+
+@pytest.mark.parametrize(("kind", "driver"), [("mysql", "aiomysql"), ("postgres", "asyncpg")])
+async def test_methods_of_an_engine_are_sources_too(
+    request: pytest.FixtureRequest, key: XaKey, kind: str, driver: str
+) -> None:
+    ledger = Ledger(request.getfixturevalue(f"shared_{kind}_url"))
+    engine = create_async_engine(over(ledger.url, driver))
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("insert into entry values (:name)"), {"name": key.gid})
+
+    # It would end, or keep, what is not its own.
+    with pytest.raises(XaError, match="has a transaction open"):
+        await prepare(engine.begin, key, work, register=nothing)
+    await prepare(engine.connect, key, work, register=nothing)
+    assert await finish(engine.connect, key, "commit") is RUN
+
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await engine.dispose()
+    assert ledger.has(key.gid)
 
 
 async def test_blocking_sources_do_not_enter_the_event_loop(postgres: Ledger, key: XaKey) -> None:

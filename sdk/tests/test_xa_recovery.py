@@ -109,12 +109,14 @@ def test_each_is_shown_first_and_ended_on_request(
     assert sweeper.ledger.has(gid) is (ended == "commit")
 
 
-@pytest.mark.parametrize(("branch_id", "pattern"), [("02", "xa"), ("01", "saga")])
-def test_a_success_without_this_branch_is_no_reason_to_commit(
-    sweeper: Sweeper, gid: str, branch_id: str, pattern: str
+@pytest.mark.parametrize(
+    ("status", "branch_id", "pattern"), [("succeed", "02", "xa"), ("succeed", "01", "saga"), ("failed", "01", "saga")]
+)
+def test_what_ended_without_this_branch_is_no_reason_to_end_it(
+    sweeper: Sweeper, gid: str, status: str, branch_id: str, pattern: str
 ) -> None:
     sweeper.leave(gid)
-    sweeper.knows(gid, "succeed", branch_id, pattern=pattern)
+    sweeper.knows(gid, status, branch_id, pattern=pattern)
 
     assert sweeper.sweep_one(end=True).fate is Fate.UNKNOWN
     assert sweeper.ledger.prepared == [f"{gid}-01"]

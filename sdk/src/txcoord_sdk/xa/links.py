@@ -242,7 +242,8 @@ class Lease:
                     f"XA does not work on a {type(connection).__module__}.{type(connection).__qualname__}: give it a "
                     "SQLAlchemy engine, a pool, or a function that opens a connection, for MySQL, MariaDB or PostgreSQL"
                 )
-            await driver.standing()  # settles which database it is
+            if await driver.standing() is Standing.OPEN:  # settles which database it is, too
+                raise XaError("the source gave a connection that has a transaction open: XA begins and ends its own")
         except BaseException as error:
             await self._close(connection, error)
             raise
@@ -270,7 +271,8 @@ class Lease:
                 "that opens a connection; a connection itself will not do, for XA needs one of its own"
             )
         # A connection is a context manager too, but leaving it may commit; an async engine's has to be entered.
-        if _is_engine(source) or not _is_connection(opened):
+        is_unopened = getattr(opened, "sync_connection", opened) is None
+        if _is_engine(source) or is_unopened or not _is_connection(opened):
             if self._is_async and isinstance(opened, AbstractAsyncContextManager):
                 self._manager = opened
                 return await opened.__aenter__()

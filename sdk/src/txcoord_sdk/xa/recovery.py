@@ -173,11 +173,13 @@ def _judged(xid: str, key: XaKey | None, transaction: Transaction | None) -> Lef
     if transaction is None:
         return Leftover(xid=xid, key=key, fate=Fate.UNKNOWN)
     match transaction.status:
+        case Status.SUCCEEDED | Status.FAILED if transaction.pattern not in _PATTERNS:
+            fate = Fate.UNKNOWN  # a namesake, or another coordinator's
         case Status.SUCCEEDED:
             fate = _fate_in_success(key, transaction)
         case Status.FAILED:
             # It can be stopped by hand while its branches are being committed: then all of them are to be.
-            is_committed = transaction.pattern in _PATTERNS and any(
+            is_committed = any(
                 branch.op == Op.COMMIT and (branch.attempts or branch.status is OpStatus.SUCCEEDED)
                 for branch in transaction.branches
             )
@@ -190,7 +192,7 @@ def _judged(xid: str, key: XaKey | None, transaction: Transaction | None) -> Lef
 def _fate_in_success(key: XaKey, transaction: Transaction) -> Fate:
     own = [branch for branch in transaction.branches if branch.branch_id == key.branch_id]
     # One that it did not commit is none that it knows.
-    if not own or transaction.pattern not in _PATTERNS:
+    if not own:
         return Fate.UNKNOWN
     # A workflow may succeed although a step was refused.
     is_refused = any(branch.op == Op.ACTION and branch.status is OpStatus.FAILED for branch in own)
