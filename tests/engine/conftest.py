@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 from structlog.testing import capture_logs
 
-from tests.engine.harness import Cluster
+from tests.engine.harness import Cluster, Node
 from tests.virtual_time import VirtualLoop
 
 
@@ -28,3 +28,8 @@ async def cluster() -> AsyncIterator[Cluster]:
     broken = [entry for entry in logs if entry["event"] in ("driving failed", "background work failed")]
     assert cluster.may_break or not broken
     assert not unhandled
+
+
+@pytest.fixture
+async def node(cluster: Cluster) -> Node:
+    return await cluster.start_node()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.sagas import rows, url_of
 from tests.virtual_time import VirtualClock
@@ -14,14 +15,20 @@ from txcoord.alert import Alert
 from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.engine.engine import Engine
 from txcoord.engine.settings import EngineSettings
+from txcoord.errors import OverloadedError, StoreUnavailableError
 from txcoord.model import MICROSECONDS, GlobalTransaction, Op, Outcome
 from txcoord.request import Limits, SubmitResult, TransRequest
 from txcoord.service import Service
 from txcoord.store.base import Applied, Change, Create, Store, Stored
 from txcoord.store.memory import MemoryStore
 
+T = TypeVar("T")
+
 COMMIT_S = 0.002
 """How long the store takes for a batch: half before it takes effect, half after."""
+
+LINGER_S = 2.0
+"""How long a prepared transaction stays in memory after a change, for the request that is about to come."""
 
 CALL_S = 0.005
 """How long a participant takes, unless it is told otherwise."""
@@ -150,6 +157,15 @@ class Participants:
         pass
 
 
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until the answer is known, as a client does."""
+    while True:
+        try:
+            return await call()
+        except (StoreUnavailableError, OverloadedError):
+            await asyncio.sleep(0.05)
+
+
 class Link:
     """What connects one coordinator with store and participants, until it is cut: a process that died."""
 
@@ -254,6 +270,12 @@ class Cluster:
             for submit in node.submits:
                 submit.cancel()
             await asyncio.gather(*node.submits, return_exceptions=True)
+
+    async def check_nothing_is_left(self, *, after_s: float) -> None:
+        """Let time pass: then no transaction stays in memory. The fixture hears of errors that nobody looked at."""
+        await asyncio.sleep(after_s)
+        assert all(node.engine.live_count == 0 for node in self.nodes if not node.links[0].is_cut)
+        gc.collect()
 
     # -- what a test looks at ----------------------------------------------------------
 

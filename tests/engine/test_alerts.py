@@ -14,11 +14,6 @@ from txcoord.request import BranchRegistration, TransRequest
 from txcoord.two_phase.decide import MOST_REFUSALS
 
 
-@pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
-
-
 def counts(cluster: Cluster) -> list[int]:
     return [alert.retry_count for alert in cluster.alerts]
 

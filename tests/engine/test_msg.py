@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.harness import FAILURE, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, now_s, settle
+from tests.engine.harness import FAILURE, LINGER_S, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, now_s, settle
 from tests.msgs import QUERY_PREPARED, msg_request
 from txcoord.api.views import branch_views, stored_view
 from txcoord.errors import InvalidRequestError, StatusConflictError, TransactionNotFoundError
@@ -23,8 +22,6 @@ SUCCEEDED = SubmitResult(waited=True, status=Status.SUCCEEDED)
 ACCEPTED = SubmitResult(waited=False, status=Status.SUBMITTED)
 
 DELIVERED = ["01 action", "02 action"]
-
-LINGER_S = 2.0
 
 
 @dataclass
@@ -46,25 +43,14 @@ class Msg:
 
 
 @pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
-
-
-@pytest.fixture
 def msg(node: Node) -> Msg:
     return Msg(node)
 
 
 @pytest.fixture(autouse=True)
 async def nothing_left_behind(cluster: Cluster) -> AsyncIterator[None]:
-    """After each test: nothing stays in memory, and no error is left that nobody heard of."""
-    unheard: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     yield
-    await asyncio.sleep(2 * LINGER_S)
-    assert all(node.engine.live_count == 0 for node in cluster.nodes if not node.links[0].is_cut)
-    gc.collect()
-    assert unheard == []
+    await cluster.check_nothing_is_left(after_s=2 * LINGER_S)
 
 
 async def refusal(act: Any) -> str:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from tests.engine.harness import COMMIT_S, FAILURE, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, now_s, settle
+from tests.engine.harness import (
+    COMMIT_S,
+    FAILURE,
+    LINGER_S,
+    ONGOING,
+    SUCCESS,
+    UNKNOWN,
+    Cluster,
+    Node,
+    insist,
+    now_s,
+    settle,
+)
 from tests.tccs import registration
 from txcoord.errors import (
     InvalidRequestError,
@@ -26,16 +37,12 @@ from txcoord.store.base import Owned, Stored
 from txcoord.store.memory import FailWhen
 from txcoord.two_phase.decide import MOST_REFUSALS
 
-T = TypeVar("T")
-
 SUCCEEDED = SubmitResult(waited=True, status=Status.SUCCEEDED)
 ACCEPTED = SubmitResult(waited=False, status=Status.SUBMITTED)
 CANCELLED = SubmitResult(waited=True, status=Status.FAILED, reason="no stock")
 
 CONFIRMED = ["02 confirm", "01 confirm"]
 CANCELLED_CALLS = ["02 cancel", "01 cancel"]
-
-LINGER_S = 2.0
 
 
 @dataclass
@@ -61,38 +68,18 @@ class Tcc:
 
 
 @pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
-
-
-@pytest.fixture
 def tcc(node: Node) -> Tcc:
     return Tcc(node)
 
 
 @pytest.fixture(autouse=True)
 async def nothing_left_behind(cluster: Cluster) -> AsyncIterator[None]:
-    """After each test: nothing stays in memory, and no error is left that nobody heard of."""
-    unheard: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     yield
-    await asyncio.sleep(2 * LINGER_S)
-    assert all(node.engine.live_count == 0 for node in cluster.nodes if not node.links[0].is_cut)
-    gc.collect()
-    assert unheard == []
+    await cluster.check_nothing_is_left(after_s=2 * LINGER_S)
 
 
 async def until(instant_s: float) -> None:
     await asyncio.sleep(instant_s - now_s())
-
-
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until the answer is known, as a client does."""
-    while True:
-        try:
-            return await call()
-        except (StoreUnavailableError, OverloadedError):
-            await asyncio.sleep(0.05)
 
 
 async def refusal(call: Awaitable[object]) -> str:

@@ -26,11 +26,6 @@ from txcoord.store.memory import FailWhen
 from txcoord.topic_service import TRIES
 
 
-@pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
-
-
 def url(letter: str) -> str:
     return f"http://p/{letter}"
 

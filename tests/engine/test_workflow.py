@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from tests.engine.harness import COMMIT_S, FAILURE, ONGOING, SUCCESS, UNKNOWN, Cluster, Hold, Node, now_s, settle
+from tests.engine.harness import (
+    COMMIT_S,
+    FAILURE,
+    ONGOING,
+    SUCCESS,
+    UNKNOWN,
+    Cluster,
+    Hold,
+    Node,
+    insist,
+    now_s,
+    settle,
+)
 from tests.workflows import INTERVAL_S, NAME, RESUME_URL, opening, report, step
 from txcoord.dispatch.base import CallResult
 from txcoord.errors import (
     InvalidRequestError,
-    OverloadedError,
     StatusConflictError,
-    StoreUnavailableError,
     TransactionNotFoundError,
 )
 from txcoord.model import MICROSECONDS, NEVER_US, GlobalTransaction, Outcome, Pattern, Status
 from txcoord.request import TransRequest
 from txcoord.store.base import ListQuery
 from txcoord.store.memory import FailWhen
-
-T = TypeVar("T")
 
 ALL = ListQuery(limit=1000)
 RESUME = f"00 {NAME}"
@@ -53,37 +60,17 @@ class Workflow:
 
 
 @pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
-
-
-@pytest.fixture
 def workflow(node: Node) -> Workflow:
     return Workflow(node)
 
 
 @pytest.fixture(autouse=True)
 async def nothing_left_behind(cluster: Cluster) -> AsyncIterator[None]:
-    """After each test: nothing stays in memory, and no error is left that nobody heard of."""
-    unheard: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     yield
     for tx in await cluster.store.list_transactions(ALL):
         if not tx.tx.status.is_final:
             await cluster.store.force_stop(tx.tx.gid, now_us=cluster.clock.now_us(), reason="the test is over")
-    await asyncio.sleep(100.0)
-    assert all(node.engine.live_count == 0 for node in cluster.nodes if not node.links[0].is_cut)
-    gc.collect()
-    assert unheard == []
-
-
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
-    """Call until the answer is known, as a client does."""
-    while True:
-        try:
-            return await call()
-        except (StoreUnavailableError, OverloadedError):
-            await asyncio.sleep(0.05)
+    await cluster.check_nothing_is_left(after_s=100.0)
 
 
 async def refusal(call: Awaitable[object]) -> str:

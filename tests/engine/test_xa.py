@@ -7,20 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.engine.harness import FAILURE, ONGOING, UNKNOWN, Cluster, Node, now_s, settle
+from tests.engine.harness import FAILURE, ONGOING, UNKNOWN, Cluster, Node, insist, now_s, settle
 from tests.xas import registration
-from txcoord.errors import OverloadedError, StatusConflictError, StoreUnavailableError
+from txcoord.errors import StatusConflictError
 from txcoord.model import MICROSECONDS, NEVER_US, Pattern, Status
 from txcoord.request import SubmitResult, TransRequest
 from txcoord.two_phase.decide import MOST_REFUSALS
 
 COMMITS = ["01 commit", "02 commit", "03 commit"]
 ROLLBACKS = ["01 rollback", "02 rollback", "03 rollback"]
-
-
-@pytest.fixture
-async def node(cluster: Cluster) -> Node:
-    return await cluster.start_node()
 
 
 async def prepare(node: Node, **options: Any) -> None:
@@ -38,24 +33,15 @@ async def decide(node: Node, act: str, *, wait: bool = True) -> SubmitResult:
     return await decide(TransRequest(gid="g1", trans_type="xa", wait_result=wait, rollback_reason="no stock"))
 
 
-async def insist(node: Node, act: str) -> None:
+async def initiate(node: Node, act: str) -> None:
     """Initiate it from its beginning, until each answer is known; refused, it was there before."""
-    steps = [
-        lambda: prepare(node),
-        lambda: register(node, "01"),
-        lambda: register(node, "02"),
-        lambda: decide(node, act, wait=False),
-    ]
-    for step in steps:
-        while True:
-            try:
-                await step()
-            except (StoreUnavailableError, OverloadedError):
-                await asyncio.sleep(0.05)
-            except StatusConflictError:
-                return
-            else:
-                break
+    try:
+        await insist(lambda: prepare(node))
+        await insist(lambda: register(node, "01"))
+        await insist(lambda: register(node, "02"))
+        await insist(lambda: decide(node, act, wait=False))
+    except StatusConflictError:
+        return
 
 
 @pytest.mark.parametrize(("act", "calls", "rows"), [("submit", COMMITS, "PSPSPS"), ("abort", ROLLBACKS, "SPSPSP")])
@@ -135,14 +121,14 @@ async def test_a_participant_that_registers_too_late_is_told_so(cluster: Cluster
 @pytest.mark.parametrize("act", ["submit", "abort"])
 @pytest.mark.parametrize("killed_us", range(500, 26_000, 900))
 async def test_a_kill_at_any_moment(cluster: Cluster, node: Node, act: str, killed_us: int) -> None:
-    initiator = asyncio.create_task(insist(node, act))
+    initiator = asyncio.create_task(initiate(node, act))
     await asyncio.sleep(killed_us / MICROSECONDS)
     node.kill()
     initiator.cancel()
     await settle()
     next_node = await cluster.start_node()
 
-    await insist(next_node, act)
+    await initiate(next_node, act)
 
     tx = await cluster.ended()
     op = "commit" if act == "submit" else "rollback"
