@@ -172,7 +172,8 @@ class _Model(Protocol):
     def model_dump(self, *, mode: str) -> object: ...
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """Return what msgspec knows how to write, for a value that it does not know: `enc_hook`."""
     if isinstance(value, _Model):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no form in JSON")
@@ -227,7 +228,7 @@ def body_text(payload: object) -> str:
     if isinstance(payload, str):
         return payload
     try:
-        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload, enc_hook=_plain)
+        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload, enc_hook=plain)
         return body.decode()
     except UnicodeDecodeError as error:
         raise ValueError("a payload of bytes must be UTF-8 text: the wire carries it as a string") from error

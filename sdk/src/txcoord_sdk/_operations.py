@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from txcoord_sdk.branch import BranchContext
 
 C = TypeVar("C")
+R = TypeVar("R", TccRules, XaRules)
 
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_WAIT_S = 60.0
@@ -141,8 +142,9 @@ class Operations(ABC):
             ValueError: the request is not a try, or is nested too deeply (10 levels).
         """
 
-    def _tcc_rules(
+    def _two_phase_rules(
         self,
+        kind: type[R],
         gid: str | None,
         *,
         wait_result: bool,
@@ -151,8 +153,8 @@ class Operations(ABC):
         retry_interval: Duration | None,
         branch_headers: Mapping[str, str] | None,
         protocol: str | None,
-    ) -> TccRules:
-        return TccRules(
+    ) -> R:
+        return kind(
             self._rules,
             gids.new_gid() if gid is None else checked_gid(gid),
             options=wire_options(
@@ -200,32 +202,6 @@ class Operations(ABC):
             CoordinatorUnreachableError: whether it is registered is not known: roll back.
             RequestRefusedError, ValueError: it cannot be registered: roll back.
         """
-
-    def _xa_rules(
-        self,
-        gid: str | None,
-        *,
-        wait_result: bool,
-        timeout_to_fail: Duration | None,
-        request_timeout: Duration | None,
-        retry_interval: Duration | None,
-        branch_headers: Mapping[str, str] | None,
-        protocol: str | None,
-    ) -> XaRules:
-        return XaRules(
-            self._rules,
-            gids.new_gid() if gid is None else checked_gid(gid),
-            options=wire_options(
-                timeout_to_fail=timeout_to_fail,
-                request_timeout=request_timeout,
-                retry_interval=retry_interval,
-                branch_headers=branch_headers,
-            ),
-            wait_result=wait_result,
-            branch_headers=branch_headers or {},
-            timeout_s=self._timeout_of_first(request_timeout),
-            protocol=protocol,
-        )
 
     def _registration(self, branch: BranchContext) -> Flow[None]:
         url = checked_url(branch.phase2_url, name="phase2_url")

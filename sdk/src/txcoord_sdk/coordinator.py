@@ -27,6 +27,8 @@ from txcoord_sdk._rules import (
     Pause,
     Reply,
 )
+from txcoord_sdk._tcc_rules import TccRules
+from txcoord_sdk._xa_rules import XaRules
 from txcoord_sdk.message import Message
 from txcoord_sdk.results import Transaction
 from txcoord_sdk.saga import Saga
@@ -95,7 +97,8 @@ class AsyncCoordinator(Operations):
         branch_headers: Mapping[str, str] | None = None,
         protocol: str | None = None,
     ) -> AsyncTcc:
-        rules = self._tcc_rules(
+        rules = self._two_phase_rules(
+            TccRules,
             gid,
             wait_result=wait_result,
             timeout_to_fail=timeout_to_fail,
@@ -127,7 +130,8 @@ class AsyncCoordinator(Operations):
         branch_headers: Mapping[str, str] | None = None,
         protocol: str | None = None,
     ) -> AsyncXa:
-        rules = self._xa_rules(
+        rules = self._two_phase_rules(
+            XaRules,
             gid,
             wait_result=wait_result,
             timeout_to_fail=timeout_to_fail,
@@ -305,7 +309,8 @@ class Coordinator(Operations):
         branch_headers: Mapping[str, str] | None = None,
         protocol: str | None = None,
     ) -> Tcc:
-        rules = self._tcc_rules(
+        rules = self._two_phase_rules(
+            TccRules,
             gid,
             wait_result=wait_result,
             timeout_to_fail=timeout_to_fail,
@@ -337,7 +342,8 @@ class Coordinator(Operations):
         branch_headers: Mapping[str, str] | None = None,
         protocol: str | None = None,
     ) -> Xa:
-        rules = self._xa_rules(
+        rules = self._two_phase_rules(
+            XaRules,
             gid,
             wait_result=wait_result,
             timeout_to_fail=timeout_to_fail,

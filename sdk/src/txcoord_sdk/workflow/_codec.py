@@ -11,21 +11,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import msgspec
 
-
-@runtime_checkable
-class _Model(Protocol):
-    # What is to be known of Pydantic, without depending on it.
-    def model_dump(self, *, mode: str) -> object: ...
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, _Model):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+from txcoord_sdk._checks import plain
 
 
 def _revive(kind: type, value: object) -> object:
@@ -42,7 +32,7 @@ def encode(value: object, *, what: str) -> bytes:
         TypeError: it has no form in JSON; the sentence names `what`.
     """
     try:
-        return msgspec.json.encode(value, enc_hook=_plain)
+        return msgspec.json.encode(value, enc_hook=plain)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise TypeError(f"{what} cannot be stored as JSON: {error}") from error
 
