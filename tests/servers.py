@@ -626,11 +626,6 @@ def start_postgres(folder: Path | None = None, *, settings: Mapping[str, str] | 
     return Postgres(folder, settings=settings)
 
 
-def start_redis(folder: Path | None = None, *, settings: Mapping[str, str] | None = None) -> Redis:
-    """Start a private Redis, in a temporary folder unless one is given; `settings` are added to ours."""
-    return Redis(folder, settings=settings)
-
-
 KINDS: Mapping[str, type[Server]] = {server.kind: server for server in (MariaDB, Postgres, Redis)}
 
 

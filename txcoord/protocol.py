@@ -89,7 +89,6 @@ class ResultWord(StrEnum):
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
     ONGOING = "ONGOING"
-    DUPLICATED = "DUPLICATED"
 
 
 class GrpcStatus(IntEnum):
