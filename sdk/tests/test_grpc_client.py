@@ -17,6 +17,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from sdk.tests.client_support import Answer, Client, scripted_coordinator
 from sdk.tests.grpc_support import handler_of, serving_async
 from tests.certificates import Authority
+from txcoord.model import Status
 from txcoord.proto import dtm_pb2, txcoord_pb2
 from txcoord_sdk import (
     AsyncCoordinator,
@@ -549,3 +550,23 @@ def tcc_of(client: Client, branch: str) -> None:
     else:
         with client.coordinator.tcc("g1") as tcc:
             tcc.call(f"{branch}/bank.Purses/Out", payload=AMOUNT)
+
+
+def test_credentials_are_not_left_unused() -> None:
+    with (
+        Coordinator("grpc://127.0.0.1:1", credentials=grpc.ssl_channel_credentials()) as client,
+        pytest.raises(ValueError, match="say grpcs://"),
+    ):
+        client.ping()
+
+
+def test_messages_do_not_tell_passwords() -> None:
+    refused = TryFailedError("g1", Status.ABORTING, "no", "01", "http://me:secret@bank/try", Outcome.FAILURE)
+    with (
+        Coordinator("http://me:secret@127.0.0.1:1", attempts=1) as client,
+        pytest.raises(CoordinatorUnreachableError) as caught,
+    ):
+        client.ping()
+
+    assert "secret" not in f"{refused} {caught.value}"
+    assert "//127.0.0.1:1" in str(caught.value)

@@ -98,5 +98,7 @@ def _refusal(error: grpc.RpcError) -> GrpcAnswer:
 def tls(credentials: Credentials, url: str) -> Credentials:
     """Return what a coordinator's address asks for: with `grpcs` the system's certificates unless others are given."""
     if not url.startswith("grpcs://"):
+        if credentials is not None:
+            raise ValueError(f"credentials are for TLS, which {url} is without: say grpcs://")
         return None
     return credentials or grpc.ssl_channel_credentials()

@@ -26,6 +26,7 @@ import msgspec
 from txcoord.model import Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
+from txcoord.request import without_credentials
 from txcoord_sdk._checks import (
     GRPC_SCHEMES,
     Fields,
@@ -215,6 +216,7 @@ class Rules:
         if attempts < 1:
             raise ValueError(f"attempts must be 1 or more, not {attempts}")
         self.url = base_url(url)
+        self._shown_url = without_credentials(self.url)
         self.timeout_s = timeout_s
         self._wire = _wire_of(self.url)
         self._attempts = attempts
@@ -561,28 +563,28 @@ class Rules:
         try:
             return msgspec.json.decode(answer.body, type=type_)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reason = f"{self.url} answered 200, but not as a coordinator does: {error}"
+            reason = f"{self._shown_url} answered 200, but not as a coordinator does: {error}"
             raise CoordinatorUnreachableError(gid, None, reason) from error
 
     def _check_success(self, gid: str, answer: HttpAnswer) -> None:
         # Status 200 alone proves nothing: many a web server answers it to anything.
         word = self._decode(gid, answer, ResultAnswer).dtm_result
         if word != ResultWord.SUCCESS:
-            raise CoordinatorUnreachableError(gid, None, f"{self.url} answered 200 with the result {word!r}")
+            raise CoordinatorUnreachableError(gid, None, f"{self._shown_url} answered 200 with the result {word!r}")
 
     def _refused(self, gid: str, answer: HttpAnswer) -> NoReturn:
         if _says_not_found(answer, gid):
             _not_found(gid)
         if answer.status == 404 or not 400 <= answer.status < 500:
-            reason = f"{self.url} does not answer as a coordinator: status {answer.status}, {text_of(answer)}"
+            reason = f"{self._shown_url} does not answer as a coordinator: status {answer.status}, {text_of(answer)}"
             raise CoordinatorUnreachableError(gid, None, reason)
         raise RequestRefusedError(gid, None, text_of(answer))
 
     def _unreachable(self, gid: str, reply: Reply) -> NoReturn:
         if isinstance(reply, NoAnswer):
-            reason = f"no answer from {self.url} ({reply.detail})"
+            reason = f"no answer from {self._shown_url} ({reply.detail})"
         else:
-            reason = f"{self.url} answered {reply.status}, {text_of(reply)}"
+            reason = f"{self._shown_url} answered {reply.status}, {text_of(reply)}"
         raise CoordinatorUnreachableError(gid, None, reason)
 
 

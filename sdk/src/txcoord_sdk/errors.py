@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from txcoord.errors import TxcoordError
 from txcoord.model import Op, Outcome, Status
+from txcoord.request import without_credentials
 
 
 class TxcoordSdkError(TxcoordError):
@@ -62,7 +63,8 @@ class BranchCallError(TransactionFailedError):
         self.branch_id, self.url, self.outcome = branch_id, url, outcome
 
     def __str__(self) -> str:
-        return f"global transaction {self.gid} did not succeed and is being undone: {self.what} ({self.url})"
+        url = without_credentials(self.url)
+        return f"global transaction {self.gid} did not succeed and is being undone: {self.what} ({url})"
 
     @property
     def what(self) -> str:
