@@ -27,7 +27,7 @@ T = TypeVar("T")
 COMMIT_S = 0.002
 """How long the store takes for a batch: half before it takes effect, half after."""
 
-LINGER_S = 2.0
+LINGER_S = EngineSettings().linger_s
 """How long a prepared transaction stays in memory after a change, for the request that is about to come."""
 
 CALL_S = 0.005
