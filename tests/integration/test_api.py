@@ -39,12 +39,6 @@ async def http(server: Process) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
 async def submit(http: httpx.AsyncClient, url: str = "", **changes: Any) -> str:
     """Submit a saga of one step and return its gid; without a URL there is nothing to call."""
     gid = f"g-{uuid4().hex}"

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -83,12 +83,6 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
         yield process
     finally:
         process.close()
-
-
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
 
 
 async def submit(url: str, action: str, *, wait: bool) -> httpx.Response:

@@ -77,12 +77,6 @@ async def channel(server: Process) -> AsyncIterator[grpc.aio.Channel]:
         yield made
 
 
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
 class Client:
     """One global transaction over gRPC."""
 

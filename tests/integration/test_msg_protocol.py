@@ -9,100 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.e2e.harness import Process, coordinator, store_for
+from tests.e2e.harness import Process
+from tests.integration.dtm import Dtm
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 
-LETTERS = {"prepared": "P", "succeed": "S", "failed": "F"}
 SUCCESS = {"dtm_result": "SUCCESS"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "mysql", "postgres"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(store_for(request, folder), folder)
-    try:
-        process.start()
-        yield process
-    finally:
-        process.close()
-
-
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
-class Dtm:
-    """DTM's API as a client sees it."""
-
-    def __init__(self, http: httpx.AsyncClient, participant: Participant) -> None:
-        self._http = http
-        self._participant = participant
-        self.gid = f"g-{uuid4().hex}"
+class Message(Dtm):
+    """One message of two actions, `out` and `in`, as a client of DTM writes it."""
 
     async def post(self, path: str, **changes: Any) -> httpx.Response:
-        """Prepare, submit or abort a message of two actions, `out` and `in`."""
         url = self._participant.url
         body: dict[str, Any] = {
-            "gid": self.gid,
             "trans_type": "msg",
             "steps": [{"action": f"{url}/out"}, {"action": f"{url}/in"}],
             "payloads": ['{"amount":30}', '{"amount":30}'],
             "query_prepared": f"{url}/query",
         }
-        return await self._http.post(f"/api/dtmsvr/{path}", json=body | changes)
+        return await super().post(path, **(body | changes))
 
     async def accepted(self, path: str, **changes: Any) -> None:
         answer = await self.post(path, **changes)
         assert (answer.status_code, answer.json()) == (200, SUCCESS)
 
-    async def query(self) -> dict[str, Any]:
-        answer = await self._http.get("/api/dtmsvr/query", params={"gid": self.gid})
-        assert answer.status_code == 200
-        found: dict[str, Any] = answer.json()
-        return found
-
-    async def transaction(self) -> dict[str, Any]:
-        found: dict[str, Any] = (await self.query())["transaction"]
-        return found
-
     async def rows(self) -> str:
-        branches = (await self.query())["branches"]
-        assert {branch["op"] for branch in branches} <= {"action"}
-        return "".join(LETTERS[branch["status"]] for branch in branches)
-
-    async def ends(self, status: str, rows: str) -> dict[str, Any]:
-        """Wait for a status, and check the rows."""
-        async with asyncio.timeout(15):
-            while (transaction := await self.transaction())["status"] != status:
-                await asyncio.sleep(0.02)
-        assert await self.rows() == rows
-        return transaction
-
-    async def cron(self) -> None:
-        """What a turn of the cron does for this message: it becomes due once it is parked."""
-        async with asyncio.timeout(15):
-            while not (await self.transaction()).get("next_cron_time"):
-                await asyncio.sleep(0.02)
-        answer = await self._http.post("/api/dtmsvr/resetNextCronTime", json={"gid": self.gid})
-        assert answer.status_code == 200
+        assert {branch["op"] for branch in (await self.query())["branches"]} <= {"action"}
+        return await super().rows()
 
 
 @pytest.fixture
-async def dtm(server: Process, participant: Participant) -> AsyncIterator[Dtm]:
+async def dtm(server: Process, participant: Participant) -> AsyncIterator[Message]:
     async with httpx.AsyncClient(base_url=server.url, timeout=20) as http:
-        yield Dtm(http, participant)
+        yield Message(http, participant)
 
 
-async def test_normal(dtm: Dtm, participant: Participant) -> None:
+async def test_normal(dtm: Message, participant: Participant) -> None:
     await dtm.accepted("prepare")
     assert (await dtm.transaction())["status"] == "prepared"
     await dtm.accepted("submit")
@@ -113,12 +61,12 @@ async def test_normal(dtm: Dtm, participant: Participant) -> None:
     assert out.query == {"branch_id": "01", "gid": dtm.gid, "op": "action", "trans_type": "msg"}
 
 
-async def test_submitted_without_a_prepare(dtm: Dtm) -> None:
+async def test_submitted_without_a_prepare(dtm: Message) -> None:
     await dtm.accepted("submit", wait_result=True)
     await dtm.ends("succeed", "SS")
 
 
-async def test_timeout_success(dtm: Dtm, participant: Participant) -> None:
+async def test_timeout_success(dtm: Message, participant: Participant) -> None:
     participant.script("query", ONGOING)
     participant.script("in", ONGOING)
     await dtm.accepted("prepare", timeout_to_fail=1, retry_interval=60)
@@ -135,7 +83,7 @@ async def test_timeout_success(dtm: Dtm, participant: Participant) -> None:
     assert question.query == {"branch_id": "00", "gid": dtm.gid, "op": "msg", "trans_type": "msg"}
 
 
-async def test_timeout_failed(dtm: Dtm, participant: Participant) -> None:
+async def test_timeout_failed(dtm: Message, participant: Participant) -> None:
     participant.script("query", ONGOING, failure("never committed"))
     await dtm.accepted("prepare", timeout_to_fail=1, retry_interval=60)
     await participant.called("query", dtm.gid)
@@ -145,14 +93,14 @@ async def test_timeout_failed(dtm: Dtm, participant: Participant) -> None:
     assert participant.calls(dtm.gid) == ["query", "query"]
 
 
-async def test_a_check_back_in_error_is_repeated(dtm: Dtm, participant: Participant) -> None:
+async def test_a_check_back_in_error_is_repeated(dtm: Message, participant: Participant) -> None:
     participant.script("query", ERROR)
     await dtm.accepted("prepare", timeout_to_fail=1)
     await dtm.ends("succeed", "SS")
     assert participant.calls(dtm.gid) == ["query", "query", "out", "in"]
 
 
-async def test_options_timeout(dtm: Dtm, participant: Participant) -> None:
+async def test_options_timeout(dtm: Message, participant: Participant) -> None:
     await dtm.accepted("prepare", timeout_to_fail=120)
     await dtm.cron()
     await dtm.accepted("prepare")
@@ -161,7 +109,7 @@ async def test_options_timeout(dtm: Dtm, participant: Participant) -> None:
     await dtm.accepted("abort")
 
 
-async def test_a_prepared_one_without_query_prepared_is_never_submitted(dtm: Dtm, participant: Participant) -> None:
+async def test_a_prepared_one_without_query_prepared_is_never_submitted(dtm: Message, participant: Participant) -> None:
     await dtm.accepted("prepare", timeout_to_fail=1, query_prepared="")
     async with asyncio.timeout(15):
         while "has no query_prepared" not in (await dtm.transaction()).get("needs_operator", ""):
@@ -171,7 +119,7 @@ async def test_a_prepared_one_without_query_prepared_is_never_submitted(dtm: Dtm
     await dtm.ends("succeed", "SS")
 
 
-async def test_abnormal(dtm: Dtm) -> None:
+async def test_abnormal(dtm: Message) -> None:
     await dtm.accepted("prepare")
     await dtm.accepted("prepare")
     await dtm.accepted("submit")
@@ -185,7 +133,7 @@ async def test_abnormal(dtm: Dtm) -> None:
         assert (answer.status_code, answer.json()) == (409, {"dtm_result": "FAILURE", "message": message})
 
 
-async def test_abort(dtm: Dtm, participant: Participant) -> None:
+async def test_abort(dtm: Message, participant: Participant) -> None:
     await dtm.accepted("prepare")
     await dtm.accepted("abort", rollback_reason="no")
     assert (await dtm.ends("failed", "PP"))["rollback_reason"] == "no"
@@ -193,7 +141,7 @@ async def test_abort(dtm: Dtm, participant: Participant) -> None:
     assert participant.calls(dtm.gid) == []
 
 
-async def test_a_submitted_one_cannot_be_aborted(dtm: Dtm, participant: Participant) -> None:
+async def test_a_submitted_one_cannot_be_aborted(dtm: Message, participant: Participant) -> None:
     gate = participant.hold("out")
     await dtm.accepted("submit")
     await participant.called("out", dtm.gid)
@@ -206,7 +154,7 @@ async def test_a_submitted_one_cannot_be_aborted(dtm: Dtm, participant: Particip
     assert participant.calls(dtm.gid) == ["out", "in"]
 
 
-async def test_topic_not_found(dtm: Dtm) -> None:
+async def test_topic_not_found(dtm: Message) -> None:
     for path in ("prepare", "submit"):
         answer = await dtm.post(path, steps=[{"action": "topic://news"}], payloads=["{}"])
         assert answer.status_code == 400
@@ -215,7 +163,7 @@ async def test_topic_not_found(dtm: Dtm) -> None:
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-async def test_delay(dtm: Dtm, participant: Participant, prepared: bool) -> None:
+async def test_delay(dtm: Message, participant: Participant, prepared: bool) -> None:
     if prepared:
         await dtm.accepted("prepare")
     answer = await dtm.post("submit", custom_data=json.dumps({"delay": 1000}), wait_result=True)
@@ -227,7 +175,7 @@ async def test_delay(dtm: Dtm, participant: Participant, prepared: bool) -> None
     await dtm.ends("succeed", "SS")
 
 
-async def test_concurrent(dtm: Dtm, participant: Participant) -> None:
+async def test_concurrent(dtm: Message, participant: Participant) -> None:
     gates = [participant.hold("out"), participant.hold("in")]
     await dtm.accepted("submit", concurrent=True)
     await participant.called("out", dtm.gid)
@@ -239,7 +187,7 @@ async def test_concurrent(dtm: Dtm, participant: Participant) -> None:
 
 @pytest.mark.parametrize("answer", [ONGOING, ERROR, failure("no")])
 async def test_whatever_an_action_answers_it_is_repeated(
-    dtm: Dtm, participant: Participant, answer: tuple[int, str]
+    dtm: Message, participant: Participant, answer: tuple[int, str]
 ) -> None:
     participant.script("in", answer)
     submitted = await dtm.post("submit", wait_result=True, retry_interval=60)
@@ -250,13 +198,13 @@ async def test_whatever_an_action_answers_it_is_repeated(
     await dtm.ends("succeed", "SS")
 
 
-async def test_json_rpc_participants(dtm: Dtm, participant: Participant) -> None:
+async def test_json_rpc_participants(dtm: Message, participant: Participant) -> None:
     steps = [{"action": f"{participant.url}/out"}, {"action": f"{participant.url}/rpc?method=in"}]
     await dtm.accepted("submit", protocol="json-rpc", steps=steps)
     await dtm.ends("succeed", "SS")
 
 
-async def test_best_effort(dtm: Dtm, participant: Participant) -> None:
+async def test_best_effort(dtm: Message, participant: Participant) -> None:
     participant.script("out", ERROR, ERROR)
     await dtm.accepted("prepare")
     await dtm.accepted("submit", custom_data=json.dumps({"max_attempts": 2}))
@@ -265,7 +213,7 @@ async def test_best_effort(dtm: Dtm, participant: Participant) -> None:
     assert participant.calls(dtm.gid) == ["out", "out", "in"]
 
 
-async def test_best_effort_with_a_deadline(dtm: Dtm, participant: Participant) -> None:
+async def test_best_effort_with_a_deadline(dtm: Message, participant: Participant) -> None:
     participant.script("out", ERROR, ERROR, ERROR, ERROR, ERROR)
     await dtm.accepted("submit", custom_data=json.dumps({"deadline": 1}), retry_interval=60)
     transaction = await dtm.ends("failed", "FF")

@@ -44,12 +44,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 @pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
-@pytest.fixture
 async def client(server: Process) -> AsyncIterator[AsyncCoordinator]:
     async with AsyncCoordinator(server.url, attempts=2, backoff=0.01) as client:
         yield client

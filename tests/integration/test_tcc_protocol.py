@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.e2e.harness import Process, coordinator, store_for
+from tests.integration.allowed import OK, check_refusal, two_phase_calls
 from tests.integration.dtm import Dtm, moment
 from tests.integration.purses import BALANCE, Purses
 from tests.integration.scripted import ERROR, ONGOING, SUCCESS, Answer, Participant, failure
@@ -229,61 +230,7 @@ async def test_wait_result(
 
 # -- which call is allowed when ------------------------------------------------------------
 
-UNKNOWN = "no global transaction has the gid {gid}"
-TAKEN = "no trans with gid: {gid} status: prepared found FAILURE"
-OK = (200, "")
-
-
-def cannot(what: str, status: str) -> tuple[int, str]:
-    return 409, f"current status '{status}', cannot {what}. FAILURE"
-
-
-def cannot_abort(status: str) -> tuple[int, str]:
-    return 409, f"trans type: 'tcc' current status '{status}', cannot abort. FAILURE"
-
-
-def cannot_stop(status: str) -> tuple[int, str]:
-    return 409, f"global transaction force stop error. status: {status}. error: FAILURE"
-
-
-ALLOWED: dict[str, dict[str, tuple[int, str]]] = {
-    "none": {
-        "prepare": OK,
-        "submit": OK,
-        "abort": (404, UNKNOWN),
-        "registerBranch": (409, TAKEN),
-        "forceStop": (404, UNKNOWN),
-        "resetNextCronTime": (404, UNKNOWN),
-    },
-    "prepared": dict.fromkeys(["prepare", "submit", "abort", "registerBranch", "forceStop", "resetNextCronTime"], OK),
-    "submitted": {
-        "prepare": cannot("prepare", "submitted"),
-        "submit": OK,
-        "abort": cannot_abort("submitted"),
-        "registerBranch": (409, TAKEN),
-        "forceStop": OK,
-        "resetNextCronTime": OK,
-    },
-    "aborting": {
-        "prepare": cannot("prepare", "aborting"),
-        "submit": cannot("sumbmit", "aborting"),
-        "abort": OK,
-        "registerBranch": (409, TAKEN),
-        "forceStop": OK,
-        "resetNextCronTime": OK,
-    },
-    **{
-        status: {
-            "prepare": cannot("prepare", status),
-            "submit": cannot("sumbmit", status),
-            "abort": cannot_abort(status),
-            "registerBranch": (409, TAKEN),
-            "forceStop": cannot_stop(status),
-            "resetNextCronTime": OK,
-        }
-        for status in ("succeed", "failed")
-    },
-}
+ALLOWED = two_phase_calls("tcc")
 
 
 async def bring_to(tcc: Tcc, participant: Participant, status: str) -> None:
@@ -305,18 +252,14 @@ async def bring_to(tcc: Tcc, participant: Participant, status: str) -> None:
 )
 async def test_which_call_is_allowed_when(tcc: Tcc, participant: Participant, status: str, call: str) -> None:
     await bring_to(tcc, participant, status)
-    code, message = ALLOWED[status][call]
 
     branch = {"branch_id": "02", "data": DATA, "confirm": f"{participant.url}/in", "cancel": f"{participant.url}/in"}
     answer = await tcc.post(call, **(branch if call == "registerBranch" else {}))
 
-    assert answer.status_code == code
-    body = answer.json()
-    if code == 200:
-        assert body == {"dtm_result": "SUCCESS"}
+    if ALLOWED[status][call] == OK:
+        assert (answer.status_code, answer.json()) == (200, {"dtm_result": "SUCCESS"})
     else:
-        assert body["message"] == message.format(gid=tcc.gid)
-        assert body.get("dtm_result") == ("FAILURE" if code == 409 else None)
+        check_refusal(answer, ALLOWED[status][call], tcc.gid)
 
 
 async def test_a_registration_again_is_the_same(tcc: Tcc, participant: Participant) -> None:

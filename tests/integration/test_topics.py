@@ -66,12 +66,6 @@ async def http(servers: Sequence[Process]) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
-@pytest.fixture
 def dtm(http: httpx.AsyncClient, participant: Participant) -> Dtm:
     return Dtm(http, participant)
 

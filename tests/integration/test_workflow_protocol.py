@@ -10,6 +10,17 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.allowed import (
+    OK,
+    TAKEN,
+    UNKNOWN,
+    Verdict,
+    cannot_abort,
+    cannot_prepare,
+    cannot_stop,
+    cannot_submit,
+    check_refusal,
+)
 from tests.integration.dtm import Dtm, seconds_ahead
 from tests.integration.scripted import ERROR, ONGOING, SUCCESS, Answer, Participant, Received, failure
 
@@ -248,38 +259,21 @@ async def test_an_end_again_is_the_same_and_another_is_refused(workflow: Workflo
 
 # -- which call is allowed when ------------------------------------------------------------
 
-UNKNOWN = "no global transaction has the gid {gid}"
-TAKEN = "no trans with gid: {gid} status: prepared found FAILURE"
-OK = (200, "")
-
-
-def cannot(what: str, status: str) -> tuple[int, str]:
-    return 409, f"current status '{status}', cannot {what}. FAILURE"
-
-
-def cannot_abort(status: str) -> tuple[int, str]:
-    return 409, f"trans type: 'workflow' current status '{status}', cannot abort. FAILURE"
-
-
-def cannot_stop(status: str) -> tuple[int, str]:
-    return 409, f"global transaction force stop error. status: {status}. error: FAILURE"
-
-
-ALLOWED: dict[str, dict[str, tuple[int, str]]] = {
+ALLOWED: dict[str, dict[str, Verdict]] = {
     "none": {
         "prepareWorkflow": OK,
         "prepare": OK,
-        "submit": (404, UNKNOWN),
-        "abort": (404, UNKNOWN),
-        "registerBranch": (409, TAKEN),
-        "forceStop": (404, UNKNOWN),
-        "resetNextCronTime": (404, UNKNOWN),
+        "submit": UNKNOWN,
+        "abort": UNKNOWN,
+        "registerBranch": TAKEN,
+        "forceStop": UNKNOWN,
+        "resetNextCronTime": UNKNOWN,
     },
     "prepared": {
         "prepareWorkflow": OK,
         "prepare": OK,
         "submit": OK,
-        "abort": cannot_abort("prepared"),
+        "abort": cannot_abort("workflow", "prepared"),
         "registerBranch": OK,
         "forceStop": OK,
         "resetNextCronTime": OK,
@@ -287,10 +281,10 @@ ALLOWED: dict[str, dict[str, tuple[int, str]]] = {
     **{
         status: {
             "prepareWorkflow": OK,
-            "prepare": cannot("prepare", status),
-            "submit": OK if status == "succeed" else cannot("sumbmit", status),
-            "abort": cannot_abort(status),
-            "registerBranch": (409, TAKEN),
+            "prepare": cannot_prepare(status),
+            "submit": OK if status == "succeed" else cannot_submit(status),
+            "abort": cannot_abort("workflow", status),
+            "registerBranch": TAKEN,
             "forceStop": cannot_stop(status),
             "resetNextCronTime": OK,
         }
@@ -308,7 +302,7 @@ async def test_which_call_is_allowed_when(workflow: Workflow, status: str, call:
         await workflow.did("01")
     if status in ("succeed", "failed"):
         await workflow.end(status)
-    code, message = ALLOWED[status][call]
+    verdict = ALLOWED[status][call]
     bodies: dict[str, dict[str, Any]] = {
         "prepareWorkflow": workflow.opening(),
         "prepare": workflow.opening(),
@@ -318,13 +312,11 @@ async def test_which_call_is_allowed_when(workflow: Workflow, status: str, call:
 
     answer = await workflow.post(call, **bodies.get(call, {}))
 
-    assert answer.status_code == code
-    body = answer.json()
-    if code != 200:
-        assert body["message"] == message.format(gid=workflow.gid)
-        assert body.get("dtm_result") == ("FAILURE" if code == 409 else None)
-    elif call != "prepareWorkflow":
-        assert body == SUCCEEDED
+    if verdict != OK:
+        check_refusal(answer, verdict, workflow.gid)
+    else:
+        assert answer.status_code == 200
+        assert call == "prepareWorkflow" or answer.json() == SUCCEEDED
 
 
 # -- what cannot be ------------------------------------------------------------------------

@@ -64,12 +64,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         process.close()
 
 
-@pytest.fixture
-async def participant() -> AsyncIterator[Participant]:
-    async with Participant() as made:
-        yield made
-
-
 @pytest.fixture(params=["http", "grpc"])
 async def client(request: pytest.FixtureRequest, server: Process) -> AsyncIterator[AsyncCoordinator]:
     url = server.url if request.param == "http" else f"grpc://127.0.0.1:{server.grpc_port}"

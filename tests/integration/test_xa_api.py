@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.allowed import OK, check_refusal, two_phase_calls
 from tests.integration.dtm import Dtm, moment
 from tests.integration.scripted import ERROR, ONGOING, SUCCESS, Answer, Participant, failure
 
@@ -187,61 +188,7 @@ async def test_wait_result(xa: Xa, participant: Participant, act: str, answer: A
 
 # -- which call is allowed when ------------------------------------------------------------
 
-UNKNOWN = "no global transaction has the gid {gid}"
-TAKEN = "no trans with gid: {gid} status: prepared found FAILURE"
-OK = (200, "")
-
-
-def cannot(what: str, status: str) -> tuple[int, str]:
-    return 409, f"current status '{status}', cannot {what}. FAILURE"
-
-
-def cannot_abort(status: str) -> tuple[int, str]:
-    return 409, f"trans type: 'xa' current status '{status}', cannot abort. FAILURE"
-
-
-def cannot_stop(status: str) -> tuple[int, str]:
-    return 409, f"global transaction force stop error. status: {status}. error: FAILURE"
-
-
-ALLOWED: dict[str, dict[str, tuple[int, str]]] = {
-    "none": {
-        "prepare": OK,
-        "submit": OK,
-        "abort": (404, UNKNOWN),
-        "registerBranch": (409, TAKEN),
-        "forceStop": (404, UNKNOWN),
-        "resetNextCronTime": (404, UNKNOWN),
-    },
-    "prepared": dict.fromkeys(["prepare", "submit", "abort", "registerBranch", "forceStop", "resetNextCronTime"], OK),
-    "submitted": {
-        "prepare": cannot("prepare", "submitted"),
-        "submit": OK,
-        "abort": cannot_abort("submitted"),
-        "registerBranch": (409, TAKEN),
-        "forceStop": OK,
-        "resetNextCronTime": OK,
-    },
-    "aborting": {
-        "prepare": cannot("prepare", "aborting"),
-        "submit": cannot("sumbmit", "aborting"),
-        "abort": OK,
-        "registerBranch": (409, TAKEN),
-        "forceStop": OK,
-        "resetNextCronTime": OK,
-    },
-    **{
-        status: {
-            "prepare": cannot("prepare", status),
-            "submit": cannot("sumbmit", status),
-            "abort": cannot_abort(status),
-            "registerBranch": (409, TAKEN),
-            "forceStop": cannot_stop(status),
-            "resetNextCronTime": OK,
-        }
-        for status in ("succeed", "failed")
-    },
-}
+ALLOWED = two_phase_calls("xa")
 
 
 @pytest.mark.parametrize(
@@ -257,15 +204,11 @@ async def test_which_call_is_allowed_when(xa: Xa, participant: Participant, stat
         await xa.dtm.reaches(status)
     if status in ("submitted", "aborting"):
         await xa.dtm.parked()
-    code, message = ALLOWED[status][call]
 
     branch = {"branch_id": "02", "url": f"{participant.url}/in"}
     answer = await xa.post(call, **(branch if call == "registerBranch" else {}))
 
-    assert answer.status_code == code
-    body = answer.json()
-    if code == 200:
-        assert body == SUCCEEDED
+    if ALLOWED[status][call] == OK:
+        assert (answer.status_code, answer.json()) == (200, SUCCEEDED)
     else:
-        assert body["message"] == message.format(gid=xa.gid)
-        assert body.get("dtm_result") == ("FAILURE" if code == 409 else None)
+        check_refusal(answer, ALLOWED[status][call], xa.gid)
