@@ -544,6 +544,29 @@ async def test_a_workflow_runs_once_at_a_time(world: World) -> None:
     assert [await first, await second, await slow.run(None, gid="g1")] == [1, 1, 1]
 
 
+async def test_who_waits_is_not_given_the_result_of_another_workflow(world: World) -> None:
+    workflows = world.async_workflows()
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    @workflows.workflow
+    async def slow(wf: AsyncWorkflow, given: None) -> int:
+        entered.set()
+        await leave.wait()
+        return 5
+
+    @workflows.workflow
+    async def other(wf: AsyncWorkflow, given: None) -> int:
+        return 7
+
+    first = asyncio.create_task(slow.run(None, gid="g1"))
+    await entered.wait()
+    with pytest.raises(RequestRefusedError, match="of the workflow 'slow', not 'other'"):
+        await other.run(None, gid="g1")
+    leave.set()
+
+    assert await first == 5
+
+
 def test_threads_run_a_workflow_once_at_a_time(world: World) -> None:
     workflows = world.workflows()
     entered, leave = threading.Event(), threading.Event()

@@ -90,6 +90,14 @@ class _Ended(NamedTuple):
     failure: TransactionFailedError | None = None
 
 
+class _Running(NamedTuple, Generic[T]):
+    """An execution that is under way in this process."""
+
+    name: str
+    """Of the workflow."""
+    future: T
+
+
 class _AnyWorkflows(ABC):
     """Registry, run and resume, once for both clients. Coroutines here never suspend for the sync one."""
 
@@ -158,11 +166,8 @@ class _AnyWorkflows(ABC):
 
     async def _go_on(self, registered: Registered, gid: str, found: WorkflowAnswer, data: bytes) -> _Ended:
         plan = _plan_of(found)
-        if plan is not None and plan.name != registered.name:
-            status = found.transaction.status if found.transaction else None
-            raise RequestRefusedError(
-                gid, status, f"this gid is of the workflow {plan.name!r}, not {registered.name!r}"
-            )
+        if plan is not None:
+            _check_name(gid, registered.name, plan.name, found.transaction.status if found.transaction else None)
         ended = _ending_of(found)
         if ended is not None:
             return ended
@@ -276,6 +281,11 @@ def _plan_of(found: WorkflowAnswer) -> _Plan | None:
         return None
 
 
+def _check_name(gid: str, asked: str, known: str, status: Status | None) -> None:
+    if asked != known:
+        raise RequestRefusedError(gid, status, f"this gid is of the workflow {known!r}, not {asked!r}")
+
+
 def _data_of(plan: _Plan) -> bytes | None:
     try:
         return b64decode(plan.data or "", validate=True)
@@ -333,7 +343,7 @@ class AsyncWorkflows(_AnyWorkflows):
 
     def __init__(self, coordinator: AsyncCoordinator, *, resume_url: str, table: str | None = None) -> None:
         super().__init__(coordinator._rules, coordinator._drive, resume_url, table=table)
-        self._running: dict[str, asyncio.Future[_Ended]] = {}
+        self._running: dict[str, _Running[asyncio.Future[_Ended]]] = {}
 
     @overload
     def workflow(self, function: AsyncFunction[In, Out], /) -> AsyncWorkflowFunction[In, Out]: ...
@@ -407,10 +417,11 @@ class AsyncWorkflows(_AnyWorkflows):
         gid = new_gid() if gid is None else checked_gid(gid)
         under_way = self._running.get(gid)
         if under_way is not None:
-            ended = await asyncio.shield(under_way)
+            _check_name(gid, name, under_way.name, None)
+            ended = await asyncio.shield(under_way.future)
         else:
             data = _codec.encode_whole(given, what=f"the input of workflow {name}")
-            ended = await self._alone(gid, self._run_once(registered, gid, data))
+            ended = await self._alone(gid, name, self._run_once(registered, gid, data))
         return self._result(registered, gid, ended)
 
     async def resume(self, query: Mapping[str, str], body: bytes = b"") -> Answer:
@@ -425,15 +436,15 @@ class AsyncWorkflows(_AnyWorkflows):
         if gid in self._running:
             return _ongoing("it is under way")
         try:
-            await self._alone(gid, self._resume_once(registered, gid, body))
+            await self._alone(gid, registered.name, self._resume_once(registered, gid, body))
         except Exception as error:  # noqa: BLE001 (whatever it is, the coordinator gets an answer, the log the rest)
             return _answer_to(error, registered.name, gid)
         return _SUCCESS
 
-    async def _alone(self, gid: str, execution: Coroutine[Any, Any, _Ended]) -> _Ended:
+    async def _alone(self, gid: str, name: str, execution: Coroutine[Any, Any, _Ended]) -> _Ended:
         """Carry out an execution, letting others of the same gid wait for it."""
         future: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
-        self._running[gid] = future
+        self._running[gid] = _Running(name, future)
         try:
             ended = await execution
         except BaseException as error:
@@ -487,7 +498,7 @@ class Workflows(_AnyWorkflows):
             return coordinator._drive(flow)
 
         super().__init__(coordinator._rules, drive_now, resume_url, table=table)
-        self._running: dict[str, Future[_Ended]] = {}
+        self._running: dict[str, _Running[Future[_Ended]]] = {}
         self._lock = threading.Lock()
 
     @overload
@@ -530,9 +541,10 @@ class Workflows(_AnyWorkflows):
         registered = self._find(name)
         gid = new_gid() if gid is None else checked_gid(gid)
         data = _codec.encode_whole(given, what=f"the input of workflow {name}")
-        own, under_way = self._claim(gid)
+        own, under_way = self._claim(gid, name)
         if under_way is not None:
-            ended = under_way.result()
+            _check_name(gid, name, under_way.name, None)
+            ended = under_way.future.result()
         else:
             ended = self._alone(gid, own, lambda: run_now(self._run_once(registered, gid, data)))
         return self._result(registered, gid, ended)
@@ -543,7 +555,7 @@ class Workflows(_AnyWorkflows):
         if isinstance(request, Answer):
             return request
         registered, gid = request
-        own, under_way = self._claim(gid)
+        own, under_way = self._claim(gid, registered.name)
         if under_way is not None:
             return _ongoing("it is under way")
         try:
@@ -552,11 +564,11 @@ class Workflows(_AnyWorkflows):
             return _answer_to(error, registered.name, gid)
         return _SUCCESS
 
-    def _claim(self, gid: str) -> tuple[Future[_Ended], Future[_Ended] | None]:
-        own: Future[_Ended] = Future()
+    def _claim(self, gid: str, name: str) -> tuple[Future[_Ended], _Running[Future[_Ended]] | None]:
+        own = _Running[Future[_Ended]](name, Future())
         with self._lock:
             kept = self._running.setdefault(gid, own)
-        return own, None if kept is own else kept
+        return own.future, None if kept is own else kept
 
     def _alone(self, gid: str, future: Future[_Ended], execute: Callable[[], _Ended]) -> _Ended:
         try:
