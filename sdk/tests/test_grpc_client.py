@@ -33,9 +33,10 @@ from txcoord_sdk import (
     TryFailedError,
 )
 from txcoord_sdk._branch_calls import branch_call, understood
+from txcoord_sdk._calls import GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer
 from txcoord_sdk._checks import base_url
 from txcoord_sdk._grpc_wire import GrpcWire
-from txcoord_sdk._rules import GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer, Rules
+from txcoord_sdk._rules import Rules
 
 URL = "bank:9000/bank.Purses/Out"
 AMOUNT = Int64Value(value=200)

@@ -38,7 +38,8 @@ from txcoord_sdk import (
     TryFailedError,
     new_gid,
 )
-from txcoord_sdk._rules import Flow, Rules
+from txcoord_sdk._calls import Flow
+from txcoord_sdk._rules import Rules
 from txcoord_sdk.barrier.redis import Increment
 from txcoord_sdk.grpc import (
     QUERY_PREPARED,
@@ -56,12 +57,8 @@ ONGOING = BranchOngoing("not yet")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1")
-    try:
-        process.start()
+    with coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1") as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture(params=["grpc", "http"])

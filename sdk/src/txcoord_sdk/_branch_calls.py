@@ -19,8 +19,9 @@ from txcoord.protocol import (
     METADATA_PREFIX,
     PHASE2_PARAMETER,
 )
+from txcoord_sdk._calls import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer
 from txcoord_sdk._checks import is_grpc_url
-from txcoord_sdk._rules import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer, text_of
+from txcoord_sdk._rules import text_of
 
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from txcoord_sdk._rules import GrpcAnswer, GrpcCall
+from txcoord_sdk._calls import GrpcAnswer, GrpcCall
 
 Credentials = grpc.ChannelCredentials | None
 """None: without TLS."""

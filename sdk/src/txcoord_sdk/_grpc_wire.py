@@ -26,8 +26,8 @@ from txcoord.protocol import (
     GrpcStatus,
     ResultWord,
 )
+from txcoord_sdk._calls import PING_PATH, AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, NoAnswer, Reply
 from txcoord_sdk._checks import Fields
-from txcoord_sdk._rules import PING_PATH, AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, NoAnswer, Reply
 
 _DTM = f"/{GRPC_SERVICE}"
 _TXCOORD = f"/{GRPC_OPERATORS_SERVICE}"

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 from txcoord.barrier.rule import CHECK_BACK_BRANCH_ID
 from txcoord.model import Op, Pattern
-from txcoord_sdk._rules import Flow, Rules
+from txcoord_sdk._calls import Flow
+from txcoord_sdk._rules import Rules
 from txcoord_sdk._two_phase_rules import reason_of
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError
 from txcoord_sdk.barrier.drivers.base import Standing

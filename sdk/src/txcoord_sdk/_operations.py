@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from txcoord.model import Op, Pattern, Status
 from txcoord.protocol import DEFAULT_HTTP_PORT
 from txcoord_sdk import gid as gids
+from txcoord_sdk._calls import Flow
 from txcoord_sdk._checks import (
     Duration,
     checked_gid,
@@ -22,7 +23,7 @@ from txcoord_sdk._checks import (
     whole_seconds,
     wire_options,
 )
-from txcoord_sdk._rules import Flow, Rules
+from txcoord_sdk._rules import Rules
 from txcoord_sdk._tcc_rules import TccRules
 from txcoord_sdk._xa_rules import XaRules
 from txcoord_sdk.message import Message

@@ -1,12 +1,11 @@
 """What is sent to a coordinator, and what its answers mean. No I/O, no clock of its own.
 
-Each operation is a generator: it yields what is to be done (`HttpCall`, `GrpcCall`, `Pause`), is
-sent what came of it, and returns the operation's result or raises its error. The two clients in
-`txcoord_sdk.coordinator` do nothing but drive it. How a request and its answer are written is the
-matter of a `Wire`; the rules know those of HTTP, and gRPC's are brought to them.
+Each operation is a generator, a `Flow` of `txcoord_sdk._calls`; the two clients in
+`txcoord_sdk.coordinator` do nothing but drive it. The rules speak of requests and answers as the HTTP
+API has them; a `Wire` writes and reads them.
 
 Two facts shape the rules. A gid is run once, so any request may be repeated. And only a
-query tells how a saga stands: a coordinator may answer 409 for "rolled back", for "still
+query tells how a transaction stands: a coordinator may answer 409 for "rolled back", for "still
 running" (DTM does) and for "ended already", the latter also to a repeated submit whose
 first answer was lost.
 """
@@ -14,11 +13,11 @@ first answer was lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from random import Random
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -27,6 +26,18 @@ from txcoord.model import Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
 from txcoord.request import without_credentials
+from txcoord_sdk._calls import (
+    PING_PATH,
+    AnyReply,
+    Call,
+    Flow,
+    HttpAnswer,
+    HttpWire,
+    NoAnswer,
+    Pause,
+    Reply,
+    Wire,
+)
 from txcoord_sdk._checks import (
     GRPC_SCHEMES,
     Fields,
@@ -34,7 +45,6 @@ from txcoord_sdk._checks import (
     checked_gid,
     checked_topic,
     checked_url,
-    json_body,
 )
 from txcoord_sdk.errors import (
     CoordinatorUnreachableError,
@@ -64,111 +74,13 @@ MAX_POLL_S = 1.0
 MIN_CALL_S = 1.0
 """Even at the end of a wait a call gets this long: one cut off at once would tell nothing."""
 EXCERPT = 200
-PING_PATH = "/api/ping"
 MAX_REASON = 1000
 """Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpCall:
-    """To do: send this request."""
-
-    method: str
-    url: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcCall:
-    """To do: call this method."""
-
-    target: str
-    """Host and port."""
-    method: str
-    """`/package.Service/Method`."""
-    message: bytes
-    metadata: tuple[tuple[str, str | bytes], ...] = ()
-    timeout_s: float
-    is_branch: bool = False
-    """Whether a participant is called, and not the coordinator: they may have different certificates."""
-
-
-Call = HttpCall | GrpcCall
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """To do: wait this long."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
-    """What came of a call: an answer, whatever it says."""
-
-    status: int
-    body: bytes
-    retry_after: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoAnswer:
-    """What came of a call: nothing."""
-
-    detail: str
-    may_have_arrived: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcAnswer:
-    """What came of a call over gRPC. Some codes come from the sender's own side, when nothing was answered."""
-
-    code: int
-    name: str
-    """Of the status code."""
-    message: str = ""
-    body: bytes = b""
-
-
-Reply = HttpAnswer | NoAnswer
-AnyReply = HttpAnswer | GrpcAnswer | NoAnswer
-Flow = Generator[Call | Pause, AnyReply | None, T]
 Settled = Callable[[WorkflowAnswer], bool]
-
-
-class Wire(Protocol):
-    """How requests to a coordinator are written, and its answers read."""
-
-    def call(self, method: str, path: str, *, query: Mapping[str, str], body: Fields | None, timeout_s: float) -> Call:
-        """Write a request; method, path and query are those of the HTTP API.
-
-        Raises:
-            ValueError: it holds what this wire cannot carry.
-        """
-
-    def answer(self, call: Call, reply: AnyReply) -> Reply:
-        """Read what came of a request, as if it had come over HTTP."""
-
-
-class HttpWire:
-    """DTM's HTTP API."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def call(self, method: str, path: str, *, query: Mapping[str, str], body: Fields | None, timeout_s: float) -> Call:
-        content = None if body is None else json_body(body)
-        return HttpCall(method=method, url=f"{self._url}{path}", query=query, body=content, timeout_s=timeout_s)
-
-    def answer(self, call: Call, reply: AnyReply) -> Reply:
-        assert not isinstance(reply, GrpcAnswer), f"a call over HTTP ({call}) is not answered over gRPC"
-        return reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

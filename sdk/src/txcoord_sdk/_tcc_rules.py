@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from txcoord.model import Op, Outcome, Pattern, Status
+from txcoord_sdk._calls import Call, Flow
 from txcoord_sdk._checks import Fields, checked_url, payload_of
-from txcoord_sdk._rules import Call, Flow, Rules
+from txcoord_sdk._rules import Rules
 from txcoord_sdk._two_phase_rules import TwoPhaseRules
 from txcoord_sdk.errors import TryFailedError
 from txcoord_sdk.results import TryAnswer

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from txcoord_sdk._rules import Flow
+from txcoord_sdk._calls import Flow
 from txcoord_sdk._two_phase_rules import TwoPhaseRules
 
 T = TypeVar("T")

@@ -21,8 +21,9 @@ from txcoord.model import Op, Outcome, Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import GRPC, branch_id_of
 from txcoord_sdk._branch_calls import branch_call, understood
+from txcoord_sdk._calls import Call, Flow
 from txcoord_sdk._checks import Fields, protocol_for
-from txcoord_sdk._rules import MAX_REASON, Call, Flow, Rules
+from txcoord_sdk._rules import MAX_REASON, Rules
 from txcoord_sdk.errors import (
     BranchCallError,
     CoordinatorUnreachableError,

@@ -8,8 +8,8 @@ is registered; one whose answer was lost may be, and is then rolled back with th
 from __future__ import annotations
 
 from txcoord.model import Op, Outcome, Pattern, Status
+from txcoord_sdk._calls import Flow
 from txcoord_sdk._checks import checked_url, payload_of
-from txcoord_sdk._rules import Flow
 from txcoord_sdk._two_phase_rules import TwoPhaseRules
 from txcoord_sdk.errors import ActionFailedError
 from txcoord_sdk.results import ActionAnswer

@@ -13,20 +13,10 @@ import httpx
 
 from txcoord.model import Pattern, Status
 from txcoord.protocol import CONNECTION_HEADERS
+from txcoord_sdk._calls import AnyReply, Flow, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
 from txcoord_sdk._checks import Duration, seconds
 from txcoord_sdk._operations import DEFAULT_TIMEOUT_S, DEFAULT_WAIT_S, Operations
-from txcoord_sdk._rules import (
-    AnyReply,
-    Filter,
-    Flow,
-    GrpcAnswer,
-    GrpcCall,
-    HttpAnswer,
-    HttpCall,
-    NoAnswer,
-    Pause,
-    Reply,
-)
+from txcoord_sdk._rules import Filter
 from txcoord_sdk._tcc_rules import TccRules
 from txcoord_sdk._xa_rules import XaRules
 from txcoord_sdk.message import Message

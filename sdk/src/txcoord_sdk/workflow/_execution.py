@@ -26,8 +26,9 @@ from msgspec import Raw
 from txcoord.model import Op, OpStatus, Outcome, Pattern, Status
 from txcoord.outcome import clean
 from txcoord.protocol import branch_id_of
+from txcoord_sdk._calls import AnyReply, Call, Flow
 from txcoord_sdk._checks import Fields
-from txcoord_sdk._rules import MAX_REASON, AnyReply, Call, Flow, Rules
+from txcoord_sdk._rules import MAX_REASON, Rules
 from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.errors import TxcoordSdkError
 from txcoord_sdk.results import StoredResult, WorkflowAnswer

@@ -16,8 +16,9 @@ from msgspec import Raw, Struct
 from txcoord.model import Outcome, Pattern
 from txcoord.outcome import clean
 from txcoord_sdk._branch_calls import branch_call, understood
+from txcoord_sdk._calls import AnyReply, Call
 from txcoord_sdk._checks import is_grpc_url
-from txcoord_sdk._rules import MAX_REASON, AnyReply, Call
+from txcoord_sdk._rules import MAX_REASON
 from txcoord_sdk.barrier import BranchBarrier
 from txcoord_sdk.branch import BranchContext, BranchFailed
 from txcoord_sdk.workflow import _codec

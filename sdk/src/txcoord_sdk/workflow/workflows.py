@@ -28,8 +28,9 @@ from msgspec import Struct
 
 from txcoord.model import Outcome, Pattern, Status
 from txcoord.protocol import CHECK_BACK_BRANCH, QUERY_PARAMETERS, RESULT_KEY, STATUS_ONGOING, ResultWord
+from txcoord_sdk._calls import Flow
 from txcoord_sdk._checks import Duration, checked_gid, checked_url, protocol_for, seconds, wire_options
-from txcoord_sdk._rules import Flow, Rules
+from txcoord_sdk._rules import Rules
 from txcoord_sdk.barrier.drivers.base import run_now
 from txcoord_sdk.branch import Answer, BranchFailed, BranchOngoing
 from txcoord_sdk.coordinator import AsyncCoordinator, Coordinator
