@@ -14,6 +14,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
+from typing import Self
 from uuid import uuid4
 
 import pytest
@@ -37,7 +38,7 @@ QUICK = {
 
 
 class Process:
-    """A child process that answers over HTTP."""
+    """A child process that answers over HTTP; within `with` it runs."""
 
     def __init__(
         self, command: Sequence[str | Path], *, port: int, log: Path, probe: str, env: Mapping[str, str] | None = None
@@ -82,6 +83,17 @@ class Process:
     def close(self) -> None:
         if self.process is not None:
             end(self.process)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _answers(self) -> bool:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:

@@ -19,12 +19,8 @@ SAME, MOVED = (BALANCE, BALANCE), (BALANCE - 30, BALANCE + 30)
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Process]:
-    process = coordinator(f"sqlite:///{tmp_path}/txcoord.db", tmp_path)
-    try:
-        process.start()
+    with coordinator(f"sqlite:///{tmp_path}/txcoord.db", tmp_path) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

@@ -20,12 +20,8 @@ PRODUCT = 3
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator("memory://", tmp_path_factory.mktemp("coordinator"))
-    try:
-        process.start()
+    with coordinator("memory://", tmp_path_factory.mktemp("coordinator")) as process:
         yield process
-    finally:
-        process.close()
 
 
 class Shop:

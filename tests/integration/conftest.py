@@ -15,12 +15,8 @@ from tests.integration.scripted import Participant
 @pytest.fixture(scope="module", params=["sqlite", "mysql", "postgres"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(store_for(request, folder), folder)
-    try:
-        process.start()
+    with coordinator(store_for(request, folder), folder) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

@@ -25,12 +25,8 @@ DTM = "/api/dtmsvr"
 @pytest.fixture(scope="module", params=["memory", "sqlite", "mysql", "postgres"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(store_for(request, folder), folder, TXCOORD_MAX_BODY_BYTES="100000")
-    try:
-        process.start()
+    with coordinator(store_for(request, folder), folder, TXCOORD_MAX_BODY_BYTES="100000") as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

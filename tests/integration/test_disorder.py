@@ -96,18 +96,14 @@ PREPARING = ["mysql", "postgres"]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator(
+    with coordinator(
         "memory://",
         tmp_path_factory.mktemp("coordinator"),
         TXCOORD_RETRY_INTERVAL_S="0.5",
         # So many calls are lost here that participants would be left alone for a while.
         TXCOORD_BREAKER_FAILURES="1000000",
-    )
-    try:
-        process.start()
+    ) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

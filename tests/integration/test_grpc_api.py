@@ -55,14 +55,10 @@ MAX_BODY_BYTES = 100_000
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(
+    with coordinator(
         f"sqlite:///{folder}/txcoord.db", folder, TXCOORD_MAX_BODY_BYTES=str(MAX_BODY_BYTES), TXCOORD_DRAIN_S="5"
-    )
-    try:
-        process.start()
+    ) as process:
         yield process
-    finally:
-        process.close()
 
 
 @asynccontextmanager

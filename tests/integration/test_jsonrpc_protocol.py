@@ -117,12 +117,8 @@ class Dtm:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    process = coordinator(f"sqlite:///{folder}/txcoord.db", folder)
-    try:
-        process.start()
+    with coordinator(f"sqlite:///{folder}/txcoord.db", folder) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

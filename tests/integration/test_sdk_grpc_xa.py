@@ -22,12 +22,8 @@ AMOUNT = Int64Value(value=200)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1")
-    try:
-        process.start()
+    with coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1") as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -35,12 +35,8 @@ from txcoord_sdk.starlette import branch_endpoint
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1")
-    try:
-        process.start()
+    with coordinator("memory://", tmp_path_factory.mktemp("coordinator"), TXCOORD_RETRY_INTERVAL_S="1") as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

@@ -315,12 +315,8 @@ def quick_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     """One whose repeats and whose default timeout are short."""
     folder = tmp_path_factory.mktemp("quick")
     settings = {"TXCOORD_ERROR_BACKOFF_S": "0.05", "TXCOORD_TIMEOUT_TO_FAIL_S": "2"}
-    process = coordinator(store_for(request, folder), folder, **settings)
-    try:
-        process.start()
+    with coordinator(store_for(request, folder), folder, **settings) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture

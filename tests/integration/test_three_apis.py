@@ -194,12 +194,8 @@ async def test_a_request_says_the_same_to_the_service(api: Caller, service: Fake
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    process = coordinator("memory://", tmp_path_factory.mktemp("coordinator"))
-    try:
-        process.start()
+    with coordinator("memory://", tmp_path_factory.mktemp("coordinator")) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture(params=APIS)

@@ -26,12 +26,8 @@ HOOK_PORT = free_port()
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
     url = f"http://127.0.0.1:{HOOK_PORT}/hook?to=us"
-    process = coordinator(store_for(request, folder), folder, TXCOORD_ALERT_WEBHOOK=url)
-    try:
-        process.start()
+    with coordinator(store_for(request, folder), folder, TXCOORD_ALERT_WEBHOOK=url) as process:
         yield process
-    finally:
-        process.close()
 
 
 @pytest.fixture
