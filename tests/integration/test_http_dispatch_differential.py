@@ -17,8 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from txcoord.dispatch.connection import Answer, Connection, End
+from txcoord.dispatch.connection import Answer, Connection
 from txcoord.dispatch.content import ContentError, decode_content
+from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.settings import DispatchSettings
 
 Read = tuple[int, bytes] | None

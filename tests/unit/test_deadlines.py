@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from txcoord.dispatch.connection import End
-from txcoord.dispatch.deadlines import Deadlines
+from txcoord.dispatch.deadlines import Deadlines, End
 
 
 async def test_a_future_ends_at_its_time_and_not_before() -> None:

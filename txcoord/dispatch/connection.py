@@ -10,26 +10,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from enum import Enum
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
+from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.settings import DispatchSettings
-
-
-class End(Enum):
-    """How a wait ended: for an answer, a connection or a place."""
-
-    DONE = "done"
-    LOST = "lost"
-    """The connection ended or the answer was malformed: `Connection.flaw`."""
-    TIMED_OUT = "timed out"
-    HELD = "held"
-    """The endpoint's breaker opened."""
-    CLOSED = "closed"
-    """The dispatcher was closed."""
 
 
 class Answer(Struct, frozen=True, gc=False):

@@ -1,4 +1,4 @@
-"""Time limits of many calls, on one coarse timer.
+"""How waits end, and the time limits of many calls, on one coarse timer.
 
 A timer of the event loop for each call costs more than all the bookkeeping here: a call
 puts its future into the set of its time slot, and takes it out again. The loop has one
@@ -10,11 +10,23 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable
-
-from txcoord.dispatch.connection import End
+from enum import Enum
 
 _SLOTS_PER_S = 64
 _PRUNE_FROM = 1024
+
+
+class End(Enum):
+    """How a wait ended: for an answer, a connection or a place."""
+
+    DONE = "done"
+    LOST = "lost"
+    """The connection ended or the answer was malformed: `connection.Connection.flaw`."""
+    TIMED_OUT = "timed out"
+    HELD = "held"
+    """The endpoint's breaker opened."""
+    CLOSED = "closed"
+    """The dispatcher was closed."""
 
 
 class Deadlines:

@@ -7,7 +7,8 @@ import errno
 import socket
 import ssl
 
-from txcoord.dispatch.connection import Answer, Connection, End
+from txcoord.dispatch.connection import Answer, Connection
+from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings
 from txcoord.dispatch.names import Addresses
 from txcoord.dispatch.tls import ClientTls

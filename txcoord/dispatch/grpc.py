@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from txcoord import __version__
 from txcoord.dispatch.base import BranchRequest, CallResult
-from txcoord.dispatch.connection import End
+from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.endpoints import Endpoints
 from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings

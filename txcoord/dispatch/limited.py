@@ -16,8 +16,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from txcoord.dispatch.breaker import Breaker
-from txcoord.dispatch.connection import End
-from txcoord.dispatch.deadlines import Deadlines
+from txcoord.dispatch.deadlines import Deadlines, End
 from txcoord.dispatch.settings import DispatchSettings
 
 _logger = logging.getLogger(__name__)
