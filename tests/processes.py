@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import random
 import select
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +46,9 @@ def spawn(
 
     It runs in a session of its own: Ctrl-C reaches us alone, and we end it in order.
     """
+    # Announced before it is there: we may die before we know its number.
+    mark = f"{_MARK}={os.getpid()}-{next(_marks)}"
+    _watchdog().tell(f"+ {mark}")
     with _open_log(log) as output:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -52,14 +56,19 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env=dict(env) if env is not None else None,
+            env={**(os.environ if env is None else env), _MARK: mark.partition("=")[2]},
             start_new_session=True,
             user=user,
             group=_group_of(user) if user else None,
             extra_groups=[] if user else None,
         )
-    _watchdog().tell(f"+ {process.pid}")
+    _watchdog().tell(f"+ {process.pid}\n- {mark}")
     return process
+
+
+_MARK = "SPAWNED_AS"
+"""A variable in the environment of what is spawned, by which the watchdog finds it."""
+_marks = itertools.count(1)
 
 
 def end(process: subprocess.Popen[bytes], *, with_signal: int = signal.SIGTERM, patience_s: float = 20.0) -> int:
@@ -225,12 +234,21 @@ def _watch(parent: int) -> None:
             for line in lines:
                 sign, _, what = line.decode().partition(" ")
                 (left.add if sign == "+" else left.discard)(what)
-    for what in left:
-        if what.isdigit():
-            send(signal.SIGKILL, freeze(int(what)))
-    for what in left:
+    marks = {what for what in left if what.startswith(f"{_MARK}=")}
+    for pid in [*(int(what) for what in left if what.isdigit()), *(_marked(marks) if marks else ())]:
+        send(signal.SIGKILL, freeze(pid))
+    for what in left - marks:
         if not what.isdigit():
             _remove(Path(what))
+
+
+def _marked(marks: Collection[str]) -> Iterator[int]:
+    """Find the processes that were being spawned when their parent died."""
+    time.sleep(0.2)  # until the last of them has its environment
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if not {os.fsencode(mark) for mark in marks}.isdisjoint((folder / "environ").read_bytes().split(b"\0")):
+                yield int(folder.name)
 
 
 # -- ports ---------------------------------------------------------------------------------

@@ -62,14 +62,15 @@ async def bank(request: pytest.FixtureRequest, server: Process, make_database: M
     await purses.start()
 
     async def transfer(_: Request, branch: BranchContext) -> None:
-        await purses.perform(branch, "out", -30)
-        await purses.perform(branch, "in", 30)
+        await purses.perform(branch, branch.op, "out", -30)
+        await purses.perform(branch, branch.op, "in", 30)
 
     route = Route("/transfer", branch_endpoint(transfer), methods=["POST"])
     async with (
-        Network(Starlette(routes=[*purses.app.routes, route])) as network,
+        Network(server.url) as network,
         httpx.AsyncClient(base_url=server.url, timeout=20) as http,
     ):
+        network.app = Starlette(routes=[*purses.routes, route])
         yield Bank(purses, network, Dtm(http, network))
     await purses.stop()
 

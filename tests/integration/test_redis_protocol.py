@@ -85,11 +85,11 @@ async def bank(server: Process, make_database: MakeDatabase) -> AsyncIterator[Ba
     url = make_database("redis")
     purses = RedisPurses(url)
     async with (
-        Network(purses.app) as network,
+        Network(server.url) as network,
         httpx.AsyncClient(base_url=server.url, timeout=20) as http,
         AsyncCoordinator(server.url, timeout=20) as coordinator,
     ):
-        world = World(coordinator=coordinator, network=network, purses=purses)
+        world = World(network, coordinator, coordinator, purses)
         yield Bank(world, Dtm(http, network), url)
     await purses.stop()
 
