@@ -33,6 +33,8 @@ _LOG_LINES = 15
 
 def main() -> int:
     options = command_line().parse_args()
+    # A script that starts us in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     scenarios = _chosen(options.pattern)
     console = Console(width=WIDTH, highlight=False, soft_wrap=True)
     try:
