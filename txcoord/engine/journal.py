@@ -31,6 +31,9 @@ from txcoord.store.base import Applied, Change, Save
 
 log = get_logger()
 
+_MOST_TURNS = 16
+_MOST_IDLE_TURNS = 3
+_FAIR_BATCH = 12
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
 
@@ -150,6 +153,9 @@ class Journal:
                     self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
+            await self._gather()
+            if not self._urgent:
+                continue  # abandoned meanwhile
             self._flushing = self._take_batch()
             try:
                 await self._flush(self._flushing)
@@ -159,6 +165,20 @@ class Journal:
                 raise
             finally:
                 self._flushing = ()
+
+    async def _gather(self) -> None:
+        """Let what is about to be written join the batch, while turns of the loop bring more.
+
+        A batch costs more than its changes. Requests over gRPC come a few in each turn, and without this the
+        batches would be as small. A batch of a fair size waits for no turn that brings nothing.
+        """
+        idle_turns = 0
+        for _ in range(_MOST_TURNS):
+            before = len(self._urgent)
+            await asyncio.sleep(0)
+            idle_turns = idle_turns + 1 if len(self._urgent) == before else 0
+            if idle_turns == (1 if before >= _FAIR_BATCH else _MOST_IDLE_TURNS):
+                return
 
     def _flush_lazy(self) -> None:
         self._lazy_timer = None
