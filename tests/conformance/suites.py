@@ -146,10 +146,13 @@ PATTERNS = (
     Suite(("message", GRPC, SDK), m.BARRIER, ("test_message", r"-grpc\b")),
     Suite(("message", GRPC, SDK), m.REDIS, ("test_message", r"-grpc\b")),
     *_grpc_of_sdk("message", m.SDK_GRPC, _MESSAGES_OF_SDK),
-    *_of_go("message", "message_whose|message_follows|check_back"),
+    *(
+        Suite(("message", protocol, client), m.INTEROP_MSG, (_BY_CLIENT[client], rf"-{parameter}\b"))
+        for client, protocol, parameter in ((GO, HTTP, "http"), (GO, GRPC, "grpc"), (PYTHON, HTTP, "http"))
+    ),
     Suite(("topics", HTTP, WIRE), m.TOPICS, lacking="_sdk_"),
     Suite(("topics", HTTP, SDK), m.TOPICS, ("_sdk_", r"-http\b")),
-    Suite(("topics", HTTP, GO), m.INTEROP_GO, ("topic",)),
+    Suite(("topics", HTTP, GO), m.INTEROP_MSG, ("topic", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("topics", "of_a_topic"),
     Suite(("topics", GRPC, WIRE), m.GRPC_API, ("topic",), store=Store.SQLITE),
     Suite(("topics", GRPC, SDK), m.TOPICS, ("_sdk_", r"-grpc\b")),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.interop.clients import CLIENTS, RegistryUnreachableError, ToolchainMissingError
-from tests.interop.world import Books, Participant, World
+from tests.interop.world import Books, Over, Participant, World
 from tests.servers import Server
 
 
@@ -63,6 +63,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def world(server: Process, books: Books, participant: Participant) -> World:
     return World(server.url, f"127.0.0.1:{server.grpc_port}", books, participant)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def over(request: pytest.FixtureRequest, world: World) -> Over:
+    return Over(world, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,10 @@
-"""What only DTM's Go client offers: XA, messages with a local transaction, and workflows."""
+"""What only DTM's Go client offers: gRPC, XA and workflows."""
 
 from __future__ import annotations
 
-from uuid import uuid4
-
-import httpx
 import pytest
 
-from tests.interop.world import World
+from tests.interop.world import Over, World
 from txcoord_sdk import Status
 
 pytestmark = pytest.mark.slow
@@ -16,19 +13,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=["go"])
 def language(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-class Over:
-    """The protocol by which the coordinator is called, and calls."""
-
-    def __init__(self, world: World, protocol: str) -> None:
-        self.options = {"protocol": protocol} if protocol == "grpc" else {}
-        self.branch = world.participant.grpc_branch if protocol == "grpc" else world.participant.branch
-
-
-@pytest.fixture(params=["http", "grpc"])
-def over(request: pytest.FixtureRequest, world: World) -> Over:
-    return Over(world, request.param)
 
 
 # -- saga and tcc over gRPC ------------------------------------------------------------------
@@ -105,45 +89,6 @@ def test_a_refused_xa_transaction_is_rolled_back_everywhere(world: World, over: 
     assert world.ended(ran.gid).status is Status.FAILED
     assert world.books.lines(ran.gid) == []
     assert not [xid for xid in prepared_in(world) if xid.startswith(ran.gid)]
-
-
-# -- messages --------------------------------------------------------------------------------
-
-
-def test_a_message_follows_its_local_transaction(world: World, over: Over) -> None:
-    ran = world.run("msg", over.branch("in"), wait_result=True, **over.options)
-
-    assert ran.error == ""
-    assert world.ended(ran.gid).status is Status.SUCCEEDED
-    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01", "action", "in")]
-
-
-def test_a_message_whose_local_transaction_refuses_is_not_sent(world: World, over: Over) -> None:
-    ran = world.run("msg", over.branch("in"), local="refuse", **over.options)
-
-    assert "refuses" in ran.error
-    assert world.ended(ran.gid).status is Status.FAILED
-    assert world.books.lines(ran.gid) == []
-
-
-def test_the_check_back_finds_a_commit_whose_initiator_vanished(world: World, over: Over) -> None:
-    ran = world.run("msg", over.branch("in"), local="vanish", timeout_to_fail=1, **over.options)
-
-    assert ran.error == ""
-    assert world.ended(ran.gid).status is Status.SUCCEEDED
-    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01", "action", "in")]
-
-
-def test_a_message_reaches_the_subscribers_of_a_topic(world: World) -> None:
-    topic = f"interop-{uuid4().hex[:8]}"
-    # Two URLs: a topic has each subscriber once.
-    for url in (world.participant.branch("")["url"], f"{world.participant.branch('')['url']}?second"):
-        httpx.get(f"{world.dtm}/subscribe", params={"topic": topic, "url": url}).raise_for_status()
-    ran = world.run("msg", world.participant.branch("in"), topic=topic)
-
-    assert ran.error == ""
-    assert world.ended(ran.gid).status is Status.SUCCEEDED
-    assert world.books.lines(ran.gid) == [("00", "msg", "local"), ("01-01", "action", "in"), ("01-02", "action", "in")]
 
 
 # -- workflows -------------------------------------------------------------------------------

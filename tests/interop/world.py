@@ -143,6 +143,14 @@ class World:
         return self._coordinator.query(gid)
 
 
+class Over:
+    """The protocol by which the coordinator is called, and calls."""
+
+    def __init__(self, world: World, protocol: str) -> None:
+        self.options = {"protocol": protocol} if protocol == "grpc" else {}
+        self.branch = world.participant.grpc_branch if protocol == "grpc" else world.participant.branch
+
+
 def needs(world: World, clients: Sequence[str]) -> None:
     """Skip what DTM's client of this language cannot do."""
     if world.participant.name not in clients:

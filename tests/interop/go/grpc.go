@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/dtm-labs/client/dtmgrpc"
 	"google.golang.org/grpc"
@@ -76,7 +77,7 @@ func runOverGrpc(t *task) error {
 		}
 		msg.TransOptions = options(t)
 		question := grpcHost + queryPreparedMethod
-		if t.Local == "vanish" {
+		if strings.HasPrefix(t.Local, "vanish") {
 			if err := msg.Prepare(question); err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/dtm-labs/client/dtmcli"
@@ -47,7 +48,7 @@ type task struct {
 	WaitResult    bool              `json:"wait_result"`
 	TimeoutToFail int64             `json:"timeout_to_fail"`
 	BranchHeaders map[string]string `json:"branch_headers"`
-	// Of a message: how its local transaction goes; "" commits, "refuse", or "vanish" before the submit.
+	// Of a message: how its local transaction goes; "" commits, "refuse", or "vanish" before the submit, "vanish early" before the local one.
 	Local string `json:"local"`
 	Topic string `json:"topic"`
 	Delay uint64 `json:"delay"`
@@ -131,7 +132,7 @@ func runMsg(t *task) error {
 	msg.TransOptions = options(t)
 	msg.SetDelay(t.Delay)
 	question := self + "/query-prepared"
-	if t.Local == "vanish" {
+	if strings.HasPrefix(t.Local, "vanish") {
 		if err := msg.Prepare(question); err != nil {
 			return err
 		}
@@ -148,8 +149,11 @@ func local(tx *sql.Tx, t *task) error {
 	return write(tx, t.Gid, "00", "msg", "local", 0, "")
 }
 
-// Commits the local transaction as DoAndSubmitDB does, and ends before the submit.
+// Commits the local transaction as DoAndSubmitDB does, if it comes so far, and ends before the submit.
 func vanish(t *task) error {
+	if t.Local == "vanish early" {
+		return nil
+	}
 	barrier, err := dtmcli.BarrierFrom("msg", t.Gid, "00", "msg")
 	if err != nil {
 		return err

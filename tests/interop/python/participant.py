@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pymysql
-from dtmcli import barrier, saga, tcc, utils
+from dtmcli import barrier, msg, saga, tcc, utils
 
 OPTIONS = ("wait_result", "timeout_to_fail", "branch_headers")
 
@@ -45,10 +46,7 @@ class Books:
             inner.call_branch(nested["body"], nested["url"], nested["url"], nested["url"])
 
         def write(cursor: pymysql.cursors.Cursor) -> None:
-            cursor.execute(
-                "insert into books(gid, branch_id, op, account, amount, note) values (%s, %s, %s, %s, %s, %s)",
-                (gid, branch_id, op, order["account"], order["amount"], note),
-            )
+            _write(cursor, gid, branch_id, op, order["account"], order["amount"], note)
 
         with barrier.AutoCursor(_connect().cursor()) as cursor:
             barrier.BranchBarrier(query["trans_type"], gid, branch_id, op).call(cursor, write)
@@ -62,6 +60,10 @@ class Books:
             return not known
 
 
+def _named(query: str) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(query).items()}
+
+
 def _connect() -> pymysql.Connection:
     return pymysql.connect(
         host=os.environ["BOOKS_HOST"],
@@ -70,6 +72,45 @@ def _connect() -> pymysql.Connection:
         password=os.environ["BOOKS_PASSWORD"],
         database=os.environ["BOOKS_DB"],
     )
+
+
+def _write(cursor: pymysql.cursors.Cursor, *line: Any) -> None:
+    cursor.execute("insert into books(gid, branch_id, op, account, amount, note) values (%s, %s, %s, %s, %s, %s)", line)
+
+
+def _send(task: dict[str, Any]) -> str:
+    """Send a message that follows from a local transaction."""
+    whole = msg.Msg(task["dtm"], task["gid"])
+    for each in task["branches"]:
+        whole.add(each["body"], each["url"])
+    _set_options(whole.trans_base, task)
+    question = f"http://127.0.0.1:{os.environ['PORT']}/query-prepared"
+    how = task.get("local", "")
+
+    def local(cursor: pymysql.cursors.Cursor) -> None:
+        if how == "refuse":
+            raise utils.DTMFailureError("the local transaction refuses")
+        _write(cursor, task["gid"], "00", "msg", "local", 0, "")
+
+    with barrier.AutoCursor(_connect().cursor()) as cursor:
+        if how.startswith("vanish"):
+            whole.prepare(question)
+            if how == "vanish":
+                barrier.BranchBarrier("msg", task["gid"], "00", "msg").call(cursor, local)
+        else:
+            whole.do_and_submit_db(question, cursor, local)
+    return task["gid"]
+
+
+def _has_committed(query: dict[str, str]) -> None:
+    with barrier.AutoCursor(_connect().cursor()) as cursor:
+        barrier.BranchBarrier(query["trans_type"], query["gid"], query["branch_id"], query["op"]).query_prepared(cursor)
+
+
+def _set_options(trans_base: Any, task: dict[str, Any]) -> None:
+    for name in OPTIONS:
+        if name in task:
+            setattr(trans_base, name, task[name])
 
 
 def run(task: dict[str, Any]) -> str:
@@ -81,12 +122,12 @@ def run(task: dict[str, Any]) -> str:
                 outer.call_branch(each["body"], each["url"], each["url"], each["url"])
 
         return tcc.tcc_global_transaction(task["dtm"], task["gid"], call_branches)
+    if task["pattern"] == "msg":
+        return _send(task)
     whole = saga.Saga(task["dtm"], task["gid"])
     for each in task["branches"]:
         whole.add(each["body"], each["url"], each["url"])
-    for name in OPTIONS:
-        if name in task:
-            setattr(whole.trans_base, name, task[name])
+    _set_options(whole.trans_base, task)
     whole.submit()
     return task["gid"]
 
@@ -96,16 +137,24 @@ class Handler(BaseHTTPRequestHandler):
     books = Books()
 
     def do_GET(self) -> None:
-        self._answer(200, {})
+        parts = urlsplit(self.path)
+        if parts.path == "/query-prepared":
+            self._carry_out(lambda: _has_committed(_named(parts.query)))
+        else:
+            self._answer(200, {})
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if parts.path == "/run":
             return self._run(body)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        note = self.headers.get("Interop-Note", "")
+        self._carry_out(lambda: self.books.carry_out(_named(parts.query), body, note))
+        return None
+
+    def _carry_out(self, work: Callable[[], None]) -> None:
         try:
-            self.books.carry_out(query, body, self.headers.get("Interop-Note", ""))
+            work()
         except Ongoing:
             self._answer(425, {"dtm_result": "ONGOING"})
         except (Refused, utils.DTMFailureError) as error:
@@ -114,7 +163,6 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(500, {"error": repr(error)})
         else:
             self._answer(200, {"dtm_result": "SUCCESS"})
-        return None
 
     def _run(self, task: dict[str, Any]) -> None:
         error = ""
