@@ -51,7 +51,7 @@ class Bank:
         assert (await self.dtm.submit(steps=steps, payloads=payloads)).status_code == 200
 
     async def send(self, by: Initiator, client: AsyncCoordinator | None = None) -> None:
-        message = Message(self.dtm.gid, timeout_to_fail=1)
+        message = Message(self.dtm.gid, timeout_to_fail=3)
         message.step(f"{self.network.url}/purse", {"owner": "in", "amount": 30})
         await self.purses.send(client or by.client, message, by.check_back, 30)
 

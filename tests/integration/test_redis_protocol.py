@@ -58,7 +58,7 @@ class Bank:
         assert (await self.dtm.submit(steps=steps, payloads=payloads)).status_code == 200
 
     def message(self) -> Message:
-        message = Message(self.gid, timeout_to_fail=1)
+        message = Message(self.gid, timeout_to_fail=3)
         message.step(self.purse, {"owner": "in", "amount": 30})
         return message
 
@@ -132,7 +132,7 @@ async def test_tcc_disorder(bank: Bank) -> None:
     bank.world.network.fails(bank.gid, Point("01", "cancel"), Fault.TWICE_AT_ONCE)
     data = '{"owner":"out","amount":-30}'
     branch = {"branch_id": "01", "data": data, "confirm": bank.purse, "cancel": bank.purse, "try": bank.purse}
-    assert (await bank.dtm.post("prepare", trans_type="tcc", timeout_to_fail=1)).status_code == 200
+    assert (await bank.dtm.post("prepare", trans_type="tcc", timeout_to_fail=3)).status_code == 200
     assert (await bank.dtm.post("registerBranch", trans_type="tcc", **branch)).status_code == 200
     # Nothing is tried before the deadline, and the coordinator's cancel comes twice at the same time.
     await bank.dtm.ends("failed", "SP")

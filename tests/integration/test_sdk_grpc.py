@@ -362,7 +362,7 @@ async def test_a_topic_has_subscribers_over_grpc(client: AsyncCoordinator, bank:
 async def test_the_check_back_decides_what_was_left_open(
     client: AsyncCoordinator, bank: Bank, amount: Int64Value, commits: bool
 ) -> None:
-    message = credit(bank, amount, timeout_to_fail=1, retry_interval=1)
+    message = credit(bank, amount, timeout_to_fail=3, retry_interval=1)
     await client.prepare(message, bank.query_prepared)
     if commits:
         with closing(sqlite3.connect(bank.path)) as connection:
@@ -412,7 +412,7 @@ async def test_a_commit_that_failed_for_the_caller_only_is_delivered(
         commit(self)
         raise ConnectionError("the answer was lost")
 
-    message = credit(bank, amount, timeout_to_fail=1, retry_interval=1)
+    message = credit(bank, amount, timeout_to_fail=3, retry_interval=1)
     async with bank.engine.connect() as connection:
         with monkeypatch.context() as patched:
             patched.setattr(Connection, "commit", commit_and_fail)
@@ -436,7 +436,7 @@ async def test_the_check_back_finds_a_mark_in_redis(
         raise CoordinatorUnreachableError(work.gid, None, "the network is down")
 
     target = f"127.0.0.1:{free_port()}"
-    message = credit(bank, amount, timeout_to_fail=1, retry_interval=1)
+    message = credit(bank, amount, timeout_to_fail=3, retry_interval=1)
     async with redis.Redis.from_url(redis_url) as purses:
         await purses.set("purse ü", 100)
         async with serving_async(add=lambda server: add_query_prepared(server, purses), at=target):
@@ -570,7 +570,7 @@ async def test_the_same_without_asyncio(url: str, bank: Bank, amount: Int64Value
 
 
 async def test_a_gid_that_is_not_ascii_means_the_same_over_grpc(client: AsyncCoordinator, bank: Bank) -> None:
-    message = Message(f"größe-{client.url.partition(':')[0]}", timeout_to_fail=1, retry_interval=1)
+    message = Message(f"größe-{client.url.partition(':')[0]}", timeout_to_fail=3, retry_interval=1)
     message.step(bank.url("In"), SMALL_AMOUNT)
     async with bank.engine.connect() as connection:
 

@@ -154,7 +154,7 @@ async def test_after_the_deadline_nothing_is_registered_or_submitted(
     client: AsyncCoordinator, participant: Participant
 ) -> None:
     async def too_late(work: Callable[[AsyncTcc], Any]) -> str:
-        async with client.tcc(timeout_to_fail=1) as tcc:
+        async with client.tcc(timeout_to_fail=3) as tcc:
             await reserve(tcc, participant, "order")
             await client.wait(tcc.gid)
             await work(tcc)
@@ -164,7 +164,7 @@ async def test_after_the_deadline_nothing_is_registered_or_submitted(
         pass
 
     for work in (nothing, lambda tcc: reserve(tcc, participant, "stock")):
-        with pytest.raises(TransactionFailedError, match="Timeout after 1 seconds") as caught:
+        with pytest.raises(TransactionFailedError, match="Timeout after 3 seconds") as caught:
             await too_late(work)
         assert caught.value.status is Status.FAILED
         assert participant.calls(caught.value.gid) == ["order-try", "order-cancel"]

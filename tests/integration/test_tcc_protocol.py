@@ -127,14 +127,14 @@ async def test_rollback(tcc: Tcc, participant: Participant, style: str) -> None:
 
 
 async def test_timeout(tcc: Tcc, participant: Participant) -> None:
-    await tcc.prepare(timeout_to_fail=1)
+    await tcc.prepare(timeout_to_fail=3)
     assert await tcc.call("01", "out")
 
     transaction = await tcc.dtm.ends("failed", "SP")
 
-    assert transaction["rollback_reason"] == "Timeout after 1 seconds"
+    assert transaction["rollback_reason"] == "Timeout after 3 seconds"
     lasted = moment(transaction["rollback_time"]) - moment(transaction["create_time"])
-    assert timedelta(seconds=1) <= lasted < timedelta(seconds=5), "exact, not on a polling grid"
+    assert timedelta(seconds=3) <= lasted < timedelta(seconds=10), "exact, not on a polling grid"
     late = await tcc.register("02", "in")
     assert late.status_code == 409
     assert late.json() == {
@@ -469,7 +469,7 @@ async def test_barrier_panic_takes_all_back(moving: Tcc, purses: Purses) -> None
 
 async def test_barrier_disorder(moving: Tcc, purses: Purses) -> None:
     gate = purses.hold("out")
-    await moving.prepare(timeout_to_fail=1)
+    await moving.prepare(timeout_to_fail=3)
     await moving.register("01", "out")
     # The deadline passes before the try arrives. The coordinator's cancel, and the same once more, at the same time:
     await purses.called("out", moving.gid)

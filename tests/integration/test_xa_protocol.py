@@ -156,8 +156,8 @@ async def test_timeout(client: AsyncCoordinator, dtm: Dtm, banks: Banks) -> None
 async def test_after_the_deadline_what_is_prepared_is_rolled_back(
     client: AsyncCoordinator, dtm: Dtm, banks: Banks
 ) -> None:
-    with pytest.raises(TransactionFailedError, match="Timeout after 1 seconds"):
-        await run(client.xa(dtm.gid, timeout_to_fail=1), partial(move, banks=banks), lambda xa: client.wait(xa.gid))
+    with pytest.raises(TransactionFailedError, match="Timeout after 3 seconds"):
+        await run(client.xa(dtm.gid, timeout_to_fail=3), partial(move, banks=banks), lambda xa: client.wait(xa.gid))
 
     await dtm.ends("failed", "SPSP")
     assert (banks.balances, banks.prepared(dtm.gid)) == (SAME, [])
