@@ -35,6 +35,7 @@ def make_msg(
             status=_LETTERS[letter],
             due_us=(due_us or {}).get(position, 0),
             in_vain=(in_vain or {}).get(position, 0),
+            finished_us=None if letter == "P" else NOON_US,
         )
         for position, letter in enumerate(letters)
     )

@@ -15,6 +15,12 @@ class Call(Struct, frozen=True):
     """The results known so far have to be durable before the calls begin."""
 
 
+class GiveUp(Struct, frozen=True):
+    """Call these operations no more: each has failed, and the others go on."""
+
+    ops: tuple[int, ...]
+
+
 class MoveTo(Struct, frozen=True):
     """Change the status. Durable before anything is done because of it."""
 
@@ -22,8 +28,6 @@ class MoveTo(Struct, frozen=True):
     reason: str = ""
     reached: frozenset[int] = frozenset()
     """Operations to be marked `reached` with it."""
-    given_up: frozenset[int] = frozenset()
-    """Operations that are failed with it, because they are not called again."""
 
 
 class Wait(Struct, frozen=True):
@@ -36,4 +40,4 @@ class Done(Struct, frozen=True):
     """The transaction is final."""
 
 
-Decision = Call | MoveTo | Wait | Done
+Decision = Call | GiveUp | MoveTo | Wait | Done

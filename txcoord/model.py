@@ -137,9 +137,9 @@ class Options(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_attempts: int = 0
     """Message: how often an action is called before it is given up; 0: until it succeeds."""
     give_up_after_us: int = 0
-    """Message: how long after the submit what has not succeeded is given up; 0: never."""
+    """Message: how long after its turn came an action that has not succeeded is given up; 0: never."""
     give_up_at_us: int = 0
-    """Message: the instant that this comes to, settled when it is submitted."""
+    """Message: the instant that this comes to for those whose turn comes first, settled when it is submitted."""
 
 
 class GlobalTransaction(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from txcoord.decision import Decision, MoveTo
 from txcoord.errors import InvalidRequestError, StatusConflictError
-from txcoord.model import GlobalTransaction, OpStatus, Pattern, Status
+from txcoord.model import GlobalTransaction, Pattern, Status
 from txcoord.msg.decide import decide as decide_msg
 from txcoord.msg.request import aborted as aborted_msg
 from txcoord.msg.request import decided_forward
@@ -77,13 +77,6 @@ def moved(tx: GlobalTransaction, move: MoveTo, now_us: int) -> GlobalTransaction
     if tx.pattern is Pattern.MSG and move.status is Status.SUBMITTED:
         return decided_forward(tx, now_us=now_us)
     branches = tx.branches
-    if move.given_up:
-        branches = tuple(
-            branch.replace(status=OpStatus.FAILED, due_us=0, finished_us=now_us)
-            if position in move.given_up
-            else branch
-            for position, branch in enumerate(branches)
-        )
     if move.reached:
         branches = tuple(
             branch.replace(reached=True) if position in move.reached else branch

@@ -50,7 +50,7 @@ def record_call(
     if max_attempts:
         op = op.replace(in_vain=op.in_vain + 1)
         if op.in_vain >= max_attempts:
-            return op.replace(status=OpStatus.FAILED, due_us=0, finished_us=now_us, attempts=attempts)
+            return record_given_up(op.replace(attempts=attempts), now_us=now_us)
     if attempt.outcome is Outcome.ONGOING:
         return op.replace(failures=0, refusals=0, due_us=now_us + ongoing_delay_us(policy, random), attempts=attempts)
     failures = op.failures + 1
@@ -93,6 +93,11 @@ def record_resume(
 def record_success_without_call(op: BranchOp, *, now_us: int) -> BranchOp:
     """Return an operation that has no URL, done: there is nothing to call."""
     return op.replace(status=OpStatus.SUCCEEDED, finished_us=now_us)
+
+
+def record_given_up(op: BranchOp, *, now_us: int) -> BranchOp:
+    """Return an operation that is called no more, as failed; what it was called before stays on record."""
+    return op.replace(status=OpStatus.FAILED, due_us=0, finished_us=now_us)
 
 
 def record_held_off(op: BranchOp, *, until_us: int) -> BranchOp:

@@ -129,13 +129,11 @@ class Service:
             return result or await self._engine.change(gid, forward, wait=request.wait_result)
 
     async def _submit_msg(self, request: TransRequest) -> SubmitResult:
-        topics = _topics_named(request)
         try:
-            unprepared = self._build(request, Status.SUBMITTED, await self.topics.resolve(topics))
+            unprepared = self._build(request, Status.SUBMITTED, await self.topics.resolve(_topics_named(request)))
         except (InvalidRequestError, SchemaError):
-            if not topics:
-                raise
-            # A message that was prepared has its receivers, whatever has become of the topics since.
+            # A message that was prepared has its receivers, whatever has become of the topics since, and whatever
+            # the submit says of them or leaves out.
             with suppress(TransactionNotFoundError):
                 wish = self._build(msgspec.structs.replace(request, steps=(), payloads=()), Status.SUBMITTED)
                 return await self._forward_msg(wish)
@@ -226,12 +224,11 @@ class Service:
 
     async def _open(self, request: TransRequest) -> GlobalTransaction:
         """Create a transaction to be submitted later, or return the one that has its gid already."""
-        topics = _topics_named(request)
         try:
-            tx = self._build(request, Status.PREPARED, await self.topics.resolve(topics))
+            tx = self._build(request, Status.PREPARED, await self.topics.resolve(_topics_named(request)))
         except (InvalidRequestError, SchemaError):
             # Prepared before, it is the same, whatever has become of its topics since.
-            before = await self.query(check_gid(request.gid)) if topics else None
+            before = await self.query(check_gid(request.gid)) if request.trans_type == Pattern.MSG else None
             if before is None:
                 raise
             _check_pattern(before.tx, request.trans_type)

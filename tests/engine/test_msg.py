@@ -94,6 +94,19 @@ async def test_what_was_prepared_is_delivered_not_what_the_submit_says(cluster: 
     assert cluster.participants.requests[0].headers == {"x-test": "yes"}
 
 
+async def test_what_was_prepared_is_delivered_whatever_the_submit_leaves_out(cluster: Cluster, msg: Msg) -> None:
+    with pytest.raises(InvalidRequestError, match="payloads"):
+        await msg.submit(payloads=())
+    await msg.prepare()
+    await msg.prepare(payloads=())
+
+    assert await msg.submit(payloads=()) == SUCCEEDED
+
+    assert cluster.calls() == DELIVERED
+    assert await refusal(msg.submit(payloads=())) == "submit"
+    assert await refusal(msg.prepare(payloads=())) == "prepare"
+
+
 async def test_submitted_twice_it_is_delivered_once(cluster: Cluster, msg: Msg) -> None:
     await msg.prepare()
     hold = cluster.participants.hold("01 action")
@@ -410,8 +423,9 @@ async def test_attempts_are_counted_over_restarts(cluster: Cluster, msg: Msg) ->
 
 
 @pytest.mark.parametrize("prepared", ["no", "submitted", "checked back"])
-async def test_its_deadline_is_exact(cluster: Cluster, msg: Msg, prepared: str) -> None:
+async def test_each_action_has_its_time_from_when_its_turn_comes(cluster: Cluster, msg: Msg, prepared: str) -> None:
     cluster.participants.always("01 action", UNKNOWN)
+    cluster.participants.always("02 action", UNKNOWN)
     custom_data = '{"deadline":20}'
     if prepared != "no":
         await msg.prepare(timeout_to_fail=5, custom_data=custom_data)
@@ -421,10 +435,38 @@ async def test_its_deadline_is_exact(cluster: Cluster, msg: Msg, prepared: str) 
 
     tx = await cluster.ended()
 
-    assert now_s() == pytest.approx(before + 20.0, abs=0.05)
+    assert cluster.call_times_s("02 action")[0] == pytest.approx(before + 20.0, abs=0.05)
+    assert now_s() == pytest.approx(before + 40.0, abs=0.05)
     late = "branch 01 (not done within 20 seconds), branch 02 (not done within 20 seconds)"
     assert (tx.status, tx.rollback_reason) == (Status.FAILED, f"gave up {late}")
     assert await rows(cluster) == "FF"
+
+
+async def test_one_that_is_given_up_costs_the_next_none_of_its_time(cluster: Cluster, msg: Msg) -> None:
+    cluster.participants.always("01 action", UNKNOWN)
+    cluster.participants.script("02 action", UNKNOWN)
+    await msg.submit(wait=False, custom_data='{"deadline":20,"delay":3}')
+
+    tx = await cluster.ended()
+
+    assert (tx.status, tx.rollback_reason) == (Status.FAILED, "gave up branch 01 (not done within 20 seconds)")
+    assert cluster.call_times_s("02 action")[0] == pytest.approx(23.0, abs=0.05)
+    assert await rows(cluster) == "FS"
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+async def test_each_has_its_time_over_restarts(cluster: Cluster, msg: Msg, concurrent: bool) -> None:
+    cluster.participants.always("01 action", UNKNOWN)
+    await msg.submit(wait=False, concurrent=concurrent, custom_data='{"deadline":20}')
+    await asyncio.sleep(10.0)
+    msg.node.kill()
+    await cluster.start_node()
+
+    tx = await cluster.ended()
+
+    assert now_s() == pytest.approx(20.0, abs=0.5)
+    assert tx.rollback_reason == "gave up branch 01 (not done within 20 seconds)"
+    assert await rows(cluster) == "FS"
 
 
 @pytest.mark.parametrize("concurrent", [False, True])

@@ -8,20 +8,22 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.msgs import QUERY_PREPARED, TIMEOUT_S, make_msg
 from tests.sagas import NOON_US, attempt, rows
-from txcoord.decision import Call, Decision, Done, MoveTo, Wait
+from txcoord.decision import Call, Decision, Done, GiveUp, MoveTo, Wait
 from txcoord.model import MICROSECONDS, NEVER_US, GlobalTransaction, Op, OpStatus, Options, Outcome, Status
 from txcoord.msg.decide import decide
 from txcoord.patterns import DECIDE, moved
-from txcoord.record import may_fail_in, record_call, record_held_off, record_success_without_call
+from txcoord.record import may_fail_in, record_call, record_given_up, record_held_off, record_success_without_call
 from txcoord.retry import RetryDefaults
 
 LATER_US = NOON_US + MICROSECONDS
 DEADLINE_US = NOON_US + TIMEOUT_S * MICROSECONDS
 CONCURRENT = Options(concurrent=True)
 BOUNDED = Options(give_up_after_us=5 * MICROSECONDS, give_up_at_us=NOON_US + 5 * MICROSECONDS)
+CONCURRENT_BOUNDED = replace(BOUNDED, concurrent=True)
 GIVE_UP_US = BOUNDED.give_up_at_us
 TWICE = Options(max_attempts=2)
 
@@ -58,7 +60,7 @@ def prepared(letters: str = "PP", **more: object) -> GlobalTransaction:
             id="its attempts are used up",
         ),
         pytest.param(make_msg("PP", options=BOUNDED), (), Call((0,)), id="before its time is over"),
-        pytest.param(make_msg("PP", options=BOUNDED), (0,), Wait(GIVE_UP_US), id="looks up when time is over"),
+        pytest.param(make_msg("PP", options=BOUNDED), (0,), Wait(None), id="what is under way is waited for"),
         pytest.param(
             make_msg("PP", options=BOUNDED, due_us={0: GIVE_UP_US + 1}), (), Wait(GIVE_UP_US), id="not later than that"
         ),
@@ -68,15 +70,35 @@ def test_submitted(msg: GlobalTransaction, in_flight: tuple[int, ...], expected:
     assert decide(msg, NOON_US, in_flight) == expected
 
 
-def test_what_is_not_done_in_time_is_given_up() -> None:
-    late = "branch 02 (not done within 5 seconds), branch 03 (not done within 5 seconds)"
+def test_what_is_not_done_in_time_is_given_up_and_the_next_has_its_own_time() -> None:
     msg = make_msg("SPP", options=BOUNDED)
 
     assert decide(msg, GIVE_UP_US - 1) == Call((1,))
     assert decide(msg, GIVE_UP_US, {1}) == Wait(None), "its answer may still be a success"
-    move = decide(msg, GIVE_UP_US)
-    assert move == MoveTo(Status.FAILED, reason=f"gave up {late}", given_up=frozenset({1, 2}))
-    assert rows(moved(msg, move, GIVE_UP_US)) == "SFFP"
+    assert decide(msg, GIVE_UP_US) == GiveUp((1,))
+
+    given_up_us = GIVE_UP_US + MICROSECONDS
+    msg = given_up(msg, 1, given_up_us)
+    assert decide(msg, given_up_us + 5 * MICROSECONDS - 1) == Call((2,))
+    assert decide(msg, given_up_us + 5 * MICROSECONDS) == GiveUp((2,))
+
+    msg = given_up(msg, 2, given_up_us + 5 * MICROSECONDS)
+    late = "branch 02 (not done within 5 seconds), branch 03 (not done within 5 seconds)"
+    assert decide(msg, given_up_us + 5 * MICROSECONDS) == MoveTo(Status.FAILED, reason=f"gave up {late}")
+
+
+def test_concurrent_actions_are_given_up_each_when_nothing_of_it_is_under_way() -> None:
+    msg = make_msg("PPP", options=CONCURRENT_BOUNDED)
+
+    assert decide(msg, GIVE_UP_US - 1, {0}) == Call((1, 2))
+    assert decide(msg, GIVE_UP_US, {0}) == GiveUp((1, 2))
+    assert decide(msg, GIVE_UP_US, {0, 1, 2}) == Wait(None)
+
+
+def given_up(msg: GlobalTransaction, position: int, now_us: int) -> GlobalTransaction:
+    branches = list(msg.branches)
+    branches[position] = record_given_up(branches[position], now_us=now_us)
+    return msg.replace(branches=tuple(branches))
 
 
 @pytest.mark.parametrize("timeout_s", [1, TIMEOUT_S])
@@ -121,7 +143,7 @@ def test_delay_and_deadline_count_from_the_check_backs_answer() -> None:
     forward = moved(msg, MoveTo(Status.SUBMITTED), DEADLINE_US)
 
     assert [op.due_us for op in forward.branches] == [DEADLINE_US + 7, DEADLINE_US + 7, 0]
-    assert forward.options.give_up_at_us == DEADLINE_US + 100
+    assert forward.options.give_up_at_us == DEADLINE_US + 107
     assert decide(forward, DEADLINE_US) == Wait(DEADLINE_US + 7)
 
 
@@ -156,6 +178,9 @@ class World:
                 case Call(positions):
                     for position in positions:
                         self.begin(position)
+                case GiveUp(positions):
+                    for position in positions:
+                        self.give_up(position)
                 case MoveTo() as move:
                     self.check_move(move)
                     self.msg = self.stored = moved(self.msg, move, self.now_us)
@@ -181,7 +206,7 @@ class World:
             assert self.now_us >= DEADLINE_US
         else:
             assert op.op is Op.ACTION
-            assert not self.msg.options.give_up_at_us or self.now_us < self.msg.options.give_up_at_us
+            assert self.now_us < self.time_is_over_us(position)
             if not self.msg.options.concurrent:
                 assert not self.in_flight
                 assert all(before.status is not OpStatus.PREPARED for before in self.msg.branches[:position])
@@ -189,6 +214,21 @@ class World:
             self.in_flight.add(position)
         else:
             self.put(position, record_success_without_call(op, now_us=self.now_us))
+
+    def time_is_over_us(self, position: int) -> int:
+        options = self.msg.options
+        if not options.give_up_after_us:
+            return NEVER_US
+        begins_us = options.give_up_at_us - options.give_up_after_us
+        if not options.concurrent:
+            begins_us = max([begins_us, *(op.finished_us or 0 for op in self.msg.branches[:position])])
+        return begins_us + options.give_up_after_us
+
+    def give_up(self, position: int) -> None:
+        assert position not in self.in_flight, "its answer may still be a success"
+        assert self.msg.branches[position].status is OpStatus.PREPARED
+        assert self.now_us >= self.time_is_over_us(position)
+        self.put(position, record_given_up(self.msg.branches[position], now_us=self.now_us))
 
     def wait(self, until_us: int | None) -> None:
         if self.in_flight and (until_us is None or self.fate(3)):
@@ -235,12 +275,13 @@ class World:
                 assert question[0].status is OpStatus.SUCCEEDED
             case Status.PREPARED, Status.FAILED:
                 assert question[0].status is OpStatus.FAILED
-                assert not move.given_up
+                assert all(op.status is OpStatus.PREPARED for op in actions)
             case Status.SUBMITTED, Status.SUCCEEDED:
                 assert all(op.status is OpStatus.SUCCEEDED for op in actions)
             case Status.SUBMITTED, Status.FAILED:
                 assert not self.in_flight
-                assert self.msg.options.max_attempts or self.now_us >= self.msg.options.give_up_at_us > 0
+                assert OpStatus.PREPARED not in {op.status for op in actions}
+                assert OpStatus.FAILED in {op.status for op in actions}
                 assert move.reason
             case was, becomes:
                 raise AssertionError(f"from {was} to {becomes}")

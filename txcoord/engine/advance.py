@@ -8,7 +8,7 @@ from typing import assert_never
 
 from txcoord import metrics
 from txcoord.alert import Alert, Alerts, alert_of_call, alert_of_wait
-from txcoord.decision import Call, Done, MoveTo, Wait
+from txcoord.decision import Call, Done, GiveUp, MoveTo, Wait
 from txcoord.dispatch.base import BranchRequest, CallResult, Dispatcher
 from txcoord.engine.clock import Clock, sleep_until
 from txcoord.engine.journal import Journal
@@ -18,7 +18,14 @@ from txcoord.errors import LeaseLostError, TxcoordError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Outcome, Pattern, Status
 from txcoord.patterns import DECIDE, moved
-from txcoord.record import may_fail_in, record_call, record_held_off, record_resume, record_success_without_call
+from txcoord.record import (
+    may_fail_in,
+    record_call,
+    record_given_up,
+    record_held_off,
+    record_resume,
+    record_success_without_call,
+)
 from txcoord.retry import RetryDefaults, jittered_us
 from txcoord.store.base import Applied, Save
 from txcoord.two_phase.decide import MOST_REFUSALS
@@ -92,6 +99,11 @@ class Advancer:
                         await self._save(live, live.tx)
                         continue
                     await self._call(live, ops)
+                case GiveUp(ops):
+                    # Posted, like the result of a call: lost in a crash, it is decided again.
+                    given_up = {op: record_given_up(live.tx.branches[op], now_us=now_us) for op in ops}
+                    self._replace(live, given_up)
+                    self._journal.post(Save(tx=live.tx, epoch=live.epoch))
                 case MoveTo():
                     # Durable before anything is done because of it: a restart must find
                     # the decision, not take it again and perhaps differently; and nobody may

@@ -9,9 +9,9 @@ ask at, the message waits for its initiator, however long.
 
 Submitted, the actions are called in their order, or all at once. An action was promised to
 succeed in the end, so that an answer of failure is repeated like an error. A *best-effort*
-message has a bound, of attempts for each action or of time for all: what is beyond it is
-given up, the rest goes on, and the message ends as failed with a reason that names what was
-given up.
+message bounds each action, by attempts or by the time since its turn came: what is beyond it
+is given up, the rest goes on, and the message ends as failed with a reason that names what
+was given up.
 
 The positions are those of the actions; if there is a check-back, it is the last one.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from txcoord.decision import Call, Decision, Done, MoveTo, Wait
+from txcoord.decision import Call, Decision, Done, GiveUp, MoveTo, Wait
 from txcoord.model import MICROSECONDS, NEVER_US, BranchOp, GlobalTransaction, Op, OpStatus, Status
 from txcoord.request import REASON_LENGTH
 from txcoord.saga.decide import failure_reason
@@ -71,24 +71,29 @@ def _deliver(msg: GlobalTransaction, now_us: int, in_flight: Collection[int]) ->
     if not still_open:
         given_up = [action for action in actions if action.status is OpStatus.FAILED]
         return MoveTo(Status.FAILED, reason=_reason(msg, given_up)) if given_up else MoveTo(Status.SUCCEEDED)
-    give_up_us = msg.options.give_up_at_us or None
-    if give_up_us is not None and now_us >= give_up_us:
-        if in_flight:
-            # Its answer may still be a success: it is waited for, though no other call begins.
-            return Wait(None)
-        given_up = [action for action in actions if action.status is not OpStatus.SUCCEEDED]
-        return MoveTo(Status.FAILED, reason=_reason(msg, given_up), given_up=frozenset(still_open))
-    if msg.options.concurrent:
-        waiting = [position for position in still_open if position not in in_flight]
-    else:
-        waiting = [] if in_flight else still_open[:1]
+    turn = still_open if msg.options.concurrent else still_open[:1]
+    # A call that is under way when the time is over may still succeed: it is waited for.
+    waiting = [position for position in turn if position not in in_flight]
+    give_up_us = {position: _give_up_us(msg, position) for position in waiting}
+    late = tuple(position for position in waiting if give_up_us[position] <= now_us)
+    if late:
+        return GiveUp(late)
     due = tuple(position for position in waiting if actions[position].due_us <= now_us)
     if due:
         return Call(due)
-    instants = [actions[position].due_us for position in waiting]
-    if give_up_us is not None:
-        instants.append(give_up_us)
-    return Wait(min(instants, default=None))
+    return Wait(min((min(actions[position].due_us, give_up_us[position]) for position in waiting), default=None))
+
+
+def _give_up_us(msg: GlobalTransaction, position: int) -> int:
+    """When the time of an action is over whose turn it is: counted from when its turn came."""
+    options = msg.options
+    if not options.give_up_after_us:
+        return NEVER_US
+    if options.concurrent or position == 0:
+        return options.give_up_at_us
+    before = msg.branches[position - 1].finished_us
+    assert before is not None, f"msg {msg.gid}: the turn of position {position} came before another one's end"
+    return before + options.give_up_after_us
 
 
 def _reason(msg: GlobalTransaction, given_up: Sequence[BranchOp]) -> str:

@@ -136,11 +136,6 @@ def _with_delivery(options: Options, custom_data: str, limits: Limits) -> Option
         raise InvalidRequestError(f"custom_data of a msg cannot be read: {error}") from error
     delay_us = _duration_us("delay", delivery.delay, limits)
     give_up_after_us = _duration_us("deadline", delivery.deadline, limits)
-    if 0 < give_up_after_us <= delay_us:
-        raise InvalidRequestError(
-            "deadline in custom_data is not longer than its delay: nothing would ever be delivered; both count from"
-            " the submit"
-        )
     return msgspec.structs.replace(
         options,
         delay_us=delay_us,
@@ -194,7 +189,7 @@ def decided_forward(msg: GlobalTransaction, *, now_us: int) -> GlobalTransaction
 def _forward(msg: GlobalTransaction, now_us: int) -> GlobalTransaction:
     options = msg.options
     if options.give_up_after_us:
-        options = msgspec.structs.replace(options, give_up_at_us=now_us + options.give_up_after_us)
+        options = msgspec.structs.replace(options, give_up_at_us=now_us + options.delay_us + options.give_up_after_us)
         msg = msg.replace(options=options)
     if options.delay_us:
         due_us = now_us + options.delay_us

@@ -51,7 +51,7 @@ class Message:
     and a second one needs a message of its own.
 
     *Best effort*: with `max_attempts` or `give_up_after` each step is given up when it has been
-    called that often, or that long after the submit, without success; the message then fails, visibly, and
+    called that often, or for that long, without success; the message then fails, visibly, and
     what has been delivered stays so. It takes txcoord: DTM repeats for ever.
 
     What is left None is as the coordinator is set. Times are seconds or timedeltas, and whole seconds:
@@ -66,7 +66,8 @@ class Message:
         retry_interval: pause before a call without success is repeated; it grows.
         branch_headers: sent with every call, the check-back included, e.g. for authorisation.
         max_attempts: give a step up when it has been called this often.
-        give_up_after: give a step up when it has not succeeded this long after the submit, the delay included.
+        give_up_after: give a step up when it has not succeeded this long after its turn came: after the delay, and
+            after the end of the step before it unless `concurrent`.
         protocol: `grpc` if URLs, those of a topic's subscribers included, have the form
             `host:port/package.Service/Method`; told by the steps and the check-back if None.
 
