@@ -1,9 +1,10 @@
 """Group commit: the one way in which durable state changes while transactions are driven.
 
-Changes gather while the batch before them commits; then all of them go to the store as
-one database transaction, with one sync to disk. There is no timer and no artificial delay
-for anybody who waits: an idle journal flushes a single change at once, a busy one shares
-the price of a commit among all who came meanwhile.
+Changes gather while the batch before them commits, and for the few turns of the event loop
+that still bring more; then all of them go to the store as one database transaction, with
+one sync to disk. No timer is involved, so nobody waits for a time to pass: an idle journal
+flushes a single change after three turns, a busy one shares the price of a commit among
+all who came meanwhile.
 
 A `Save` carries the whole changeable part of its transaction, so a later one of the same
 transaction replaces an earlier one that has not left yet. Branch results on the way
@@ -31,8 +32,14 @@ from txcoord.store.base import Applied, Change, Save
 
 log = get_logger()
 
+# The bounds of `_gather`, in turns of the event loop. What they save over gRPC stands in docs/performance.md.
+
+# However much each turn brings, the batch leaves after this many: the change that came first waits no longer.
 _MOST_TURNS = 16
+# A request takes a turn or two from its arrival to its change, so a single turn without one does not mean that no
+# more is coming. Where nothing comes, three turns are next to nothing beside a commit.
 _MOST_IDLE_TURNS = 3
+# This many changes share the price of a commit well enough: they leave with the first turn that brings nothing.
 _FAIR_BATCH = 12
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
