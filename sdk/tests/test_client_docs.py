@@ -25,6 +25,8 @@ FRONT_PAGE = ROOT / "README.md"
 README = ROOT / "sdk" / "README.md"
 TCC = ROOT / "docs" / "tcc.md"
 GUIDE = ROOT / "docs" / "sdk.md"
+MESSAGES = ROOT / "docs" / "msg.md"
+SAGAS = ROOT / "docs" / "saga.md"
 STOPPED = Answer(409, {"message": "no stock FAILURE"})
 FAILED = Answer(
     200,
@@ -100,33 +102,52 @@ def users_database(tmp_path: Path) -> Engine:
 
 
 def test_the_guide_runs(
-    server: ScriptedCoordinator, all_hosts_are_here: None, users_database: Engine, capsys: pytest.CaptureFixture[str]
+    server: ScriptedCoordinator, all_hosts_are_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, order, tcc, xa, register, check_back, topics, errors, looking, lifespan, *_ = blocks(GUIDE)
-    server.answers("/submit", STOPPED, *[Answer()] * 4, STOPPED)
-    for path in ("/withdraw", "/deposit", "/subscribe", "/unsubscribe", "/topic/registered"):
+    first, tcc, xa, message, errors, looking, lifespan, *_ = blocks(GUIDE)
+    server.answers("/submit", STOPPED, *[Answer()] * 3, STOPPED)
+    for path in ("/withdraw", "/deposit"):
         server.answers(path, Answer())
-    server.answers("/prepare", *[Answer()] * 3)
+    server.answers("/prepare", *[Answer()] * 2)
     server.answers("/registerBranch", Answer(), Answer())
     server.answers("/try", Answer(), Answer())
     server.answers("/query", FAILED, FAILED, RUNNING)
     server.answers("/all", PAGE)
     server.answers("/resetNextCronTime", Answer())
-    names: dict[str, Any] = {"engine": users_database}
+    names: dict[str, Any] = {}
 
     exec(first, names)
     with names["Coordinator"]() as names["coordinator"]:
-        for block in (order, tcc, xa, register, check_back):
-            exec(block, names)
-        gid = names["register"]("ada")
-        for block in (topics, errors, looking):
+        for block in (tcc, xa, message, errors, looking):
             exec(block, names)
     exec(lifespan, names)
 
-    query = {"gid": gid, "trans_type": "msg", "branch_id": "00", "op": "msg"}
-    assert asyncio.run(asked(names["users"], query)) == {"dtm_result": "SUCCESS"}
     assert names["answer"] == (409, "sold")
     assert "unknown 500 oops" in capsys.readouterr().out
+
+
+def test_the_page_on_messages_runs(
+    server: ScriptedCoordinator, users_database: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    register, check_back, topics = blocks(MESSAGES)
+    monkeypatch.chdir(tmp_path)
+    server.answers("/prepare", Answer())
+    server.answers("/submit", Answer(), Answer())
+    for path in ("/subscribe", "/unsubscribe", "/topic/registered"):
+        server.answers(path, Answer())
+    names: dict[str, Any] = {}
+
+    exec(register, names)
+    with names["coordinator"]:
+        gid = names["register"]("ada")
+        exec(check_back, names)
+        exec(topics, names)
+
+    query = {"gid": gid, "trans_type": "msg", "branch_id": "00", "op": "msg"}
+    assert asyncio.run(asked(names["users"], query)) == {"dtm_result": "SUCCESS"}
+    with users_database.connect() as connection:
+        assert connection.execute(text("select name from users")).all() == [("ada",)]
+    names["engine"].dispose()
 
 
 async def asked(app: Any, query: dict[str, str]) -> Any:
@@ -147,6 +168,25 @@ def _building_for_here(build_request: Callable[..., httpx.Request]) -> Callable[
         return build_request(self, method, httpx.URL(url).copy_with(host=here.host, port=here.port), **kwargs)
 
     return build
+
+
+def test_the_page_on_sagas_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:
+    sync, async_, endpoints, order = blocks(SAGAS)
+    server.answers("/submit", STOPPED, *[Answer()] * 3)
+    server.answers("/query", FAILED)
+    router = APIRouter(route_class=BranchRoute)
+    names: dict[str, Any] = {"router": router, "Branch": Branch, "Deduction": dict}
+
+    exec(sync, names)
+    exec(sync, names)
+    exec(async_, names)
+    asyncio.run(names["buy"]())
+    exec(endpoints, names)
+    exec(order, names)
+
+    assert capsys.readouterr().out == "not bought: sold\nbought\n"
+    assert [getattr(route, "path", "") for route in router.routes] == ["/deduct", "/deduct-compensate"]
+    assert '"orders"' in server.requests[-1].body["custom_data"]
 
 
 def test_the_page_on_tcc_runs(
