@@ -90,7 +90,7 @@ def serve(
         str | None,
         typer.Option(
             "--lease",
-            help="Others take over what a node drives when it is not heard of for so long.",
+            help="How long a node may be silent before the others take over its transactions.",
             show_default=False,
             metavar="SECONDS",
         ),
@@ -241,7 +241,9 @@ def recover(
     url: Annotated[str, typer.Option(help="A participant's database: mysql://… or postgresql://….", metavar="URL")],
     coordinator: Annotated[
         str | None,
-        typer.Option(help="Whom to ask; else TXCOORD_URL, or this machine.", show_default=False, metavar="URL"),
+        typer.Option(
+            help="The coordinator to ask; else TXCOORD_URL, or this machine.", show_default=False, metavar="URL"
+        ),
     ] = None,
     end: Annotated[bool, typer.Option("--end", help="Commit what has succeeded, roll back what has failed.")] = False,
     unknown: Annotated[
@@ -249,7 +251,11 @@ def recover(
     ] = False,
     gid: Annotated[
         list[str] | None,
-        typer.Option(help="One that cannot be read from a name; may be repeated.", show_default=False, metavar="GID"),
+        typer.Option(
+            help="A gid that the transaction's name does not show; may be repeated.",
+            show_default=False,
+            metavar="GID",
+        ),
     ] = None,
     table: Annotated[
         str | None, typer.Option(help="The barrier table, if it is not DTM's.", show_default=False, metavar="NAME")
@@ -257,7 +263,7 @@ def recover(
 ) -> None:
     """Show prepared transactions in a participant's database that nobody will end, and end them with --end.
 
-    Others than txcoord's are neither shown nor touched. Ends with 1 if something is left to do.
+    Only txcoord's own transactions are shown or touched. Ends with 1 if something is left to do.
     """
     try:
         from txcoord_sdk.xa.cli import COLUMNS, recover_at, row

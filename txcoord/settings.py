@@ -1,4 +1,4 @@
-"""All settings of the coordinator: one table, three ways to set each.
+"""All settings of the coordinator: one table, and three ways to set each besides its default.
 
 A flag wins over an environment variable (`TXCOORD_<NAME>`), that over the TOML file that
 `--config` or `TXCOORD_CONFIG` names, and that over the default. Whatever is wrong, a
@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     )
     store: StoreUrl = Field(
         "sqlite:///txcoord.db",
-        description=f"Where transactions are kept: {STORE_URL_FORMS} (memory:// forgets everything when it stops).",
+        description=f"Where transactions are kept: {STORE_URL_FORMS} (memory:// forgets everything when it stops; "
+        "?ssl=… for TLS to a server: operating.md).",
     )
     store_pool: int = Field(
         4,
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
     )
 
     lease_s: float = Field(
-        10.0, ge=1, le=600, description="A node that is not heard of for so long loses its transactions to the others."
+        10.0, ge=1, le=600, description="How long a node may be silent before the others take over its transactions."
     )
     drain_s: float = Field(10.0, ge=0, le=600, description="Longest time after SIGTERM for calls under way to end.")
     request_timeout_s: float = Field(
@@ -171,10 +172,10 @@ class Settings(BaseSettings):
 
     alert_webhook: str = Field(
         "",
-        description="URL that is told, by POST, of what fails again and again or needs an operator; empty: nobody is.",
+        description="URL that alerts are POSTed to, of what fails again and again or needs an operator; empty: none.",
     )
     alert_retry_limit: int = Field(
-        3, ge=1, le=1_000_000, description="Calls of one operation in a row that have to fail before it is told."
+        3, ge=1, le=1_000_000, description="Calls of one operation in a row that have to fail before there is an alert."
     )
 
     tls_cert_file: str = Field(
@@ -396,7 +397,7 @@ _PAGE: Final = """\
 
 <!-- Made from txcoord/settings.py by `txcoord settings --markdown`; a test fails when it is out of date. -->
 
-Each setting can be given in four places. An earlier one wins over a later one:
+A setting has its value from the first of these that names it:
 
 1. a flag of `txcoord serve`: `--port 8080`, or for those without a flag of their own `--set max_branches=50`;
 2. an environment variable: `TXCOORD_PORT=8080`;

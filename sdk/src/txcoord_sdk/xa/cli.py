@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument(
         "--unknown", action="store_true", help="with --end, roll back what the coordinator does not know"
     )
-    recover.add_argument("--gid", action="append", default=[], help="a gid that cannot be read from a name; repeatable")
+    recover.add_argument(
+        "--gid", action="append", default=[], help="a gid that the transaction's name does not show; repeatable"
+    )
     recover.add_argument("--table", help="the barrier table, as name or schema.name (default: dtm_barrier.barrier)")
     return parser
