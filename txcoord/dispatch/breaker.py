@@ -1,10 +1,11 @@
 """The breaker of one endpoint: after too many calls without an answer it is left alone for a while.
 
-Closed: calls pass. After `threshold` failures in a row it opens: no call passes before the
-hold is over. Then one call passes as a probe; its success closes the breaker, its failure
-opens it again, for twice as long up to a cap. Only calls that bring no HTTP answer are
-failures: a 500 comes from a participant that lives, and holding off all its other URLs
-because one of them is broken would harm more than it saves.
+Closed: calls pass. After `breaker_failures` failures in a row it opens: no call passes before
+the hold is over. Then one call passes as a probe; its success closes the breaker, its failure
+opens it again, for twice as long up to a cap. Only calls that bring no
+answer, over HTTP or gRPC, are failures: a status, be it 500 or UNAVAILABLE, comes from a
+participant that lives, and holding off all its other URLs because one of them is broken would
+harm more than it saves.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Breaker:
         return left + self._hold_s * self._random.uniform(0.05, 0.25)
 
     def succeeded(self) -> bool:
-        """An HTTP answer came, to whatever call. True: this closed the breaker."""
+        """An answer came, to whatever call. True: this closed the breaker."""
         closed = self.is_open
         self.failures, self.is_open, self._probing, self._hold_s = 0, False, False, 0.0
         return closed
 
     def failed(self, now: float, *, probe: bool) -> bool:
-        """No HTTP answer came. True: this opened the breaker, first or anew.
+        """No answer came. True: this opened the breaker, first or anew.
 
         Calls made before it opened, and failing after that, tell nothing new.
         """

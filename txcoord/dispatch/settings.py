@@ -36,7 +36,7 @@ class DispatchSettings(Struct, frozen=True, kw_only=True):
     max_redirects: int = 5
 
     breaker_failures: int = 10
-    """Calls in a row without an HTTP answer that open an endpoint's breaker."""
+    """Calls in a row without an answer that open an endpoint's breaker."""
     breaker_hold_s: float = 1.0
     """The first hold; each probe that fails doubles it."""
     breaker_hold_max_s: float = 30.0
@@ -48,7 +48,7 @@ class DispatchSettings(Struct, frozen=True, kw_only=True):
     tls_ca_file: str = ""
     """PEM file of the authorities to trust; empty: the system's."""
     participant_tls_file: str = ""
-    """TOML file on participants for whom something else holds (see `tls`)."""
+    """TOML file on the participants that need something else (see `tls`)."""
 
     cached_urls: int = 4096
     """Parsed URLs, and header blocks, that are kept."""

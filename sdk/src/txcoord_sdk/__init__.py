@@ -1,8 +1,17 @@
 """The client SDK of txcoord: open global transactions, protect participants.
 
-This is the initiator's side. Participants find their barrier in `txcoord_sdk.barrier`,
-and FastAPI helpers in `txcoord_sdk.fastapi`; both are imported by those who use them,
-for they need more than httpx.
+This is the initiator's side. What needs more than httpx is imported by those who use it:
+participants find their barrier in `txcoord_sdk.barrier`, XA in `txcoord_sdk.xa`, and endpoints
+for their framework in `txcoord_sdk.fastapi`, `txcoord_sdk.starlette` and `txcoord_sdk.grpc`;
+workflows are in `txcoord_sdk.workflow`.
+
+Read in this order: `coordinator` (the two clients, which are shells), `_operations` (what they
+do, stated once), `_rules` (what is sent and what answers mean), `_calls` (how rules, wires and
+clients speak to each other). Then a pattern: `saga` and `message` are values that are handed
+over; `tcc` and `xa_transaction` are blocks around `_two_phase_rules`; `_local` is the order of
+things around a message's local transaction; `workflow/_execution` runs a workflow's function.
+For participants: `branch`, then `barrier/barrier`, whose rule is `txcoord.barrier.rule`, and
+`xa/phases`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""What can go wrong for an initiator: four different things, each with gid, status and reason."""
+"""What can go wrong for an initiator, each with gid, status and reason.
+
+There are four situations: it has failed (`TransactionFailedError`), it has not ended
+(`TransactionRunningError`), nothing is known (`CoordinatorUnreachableError`), nothing was done
+(`RequestRefusedError`). What else there is, here and in `txcoord_sdk.workflow`, derives from one of
+them, so that catching these four is enough; except `WorkflowChangedError`, a fault of the program.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     duration_ms: float = 0
     code: int = 0
-    """HTTP status; 0 when no answer came."""
+    """HTTP status (from 100) or gRPC status (up to 16); 0 when no answer came, and for gRPC's OK."""
     detail: str = ""
 
 
