@@ -78,8 +78,11 @@ def test_the_readme_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "not bought, and everything is undone: sold\nbought\n"
 
 
-def test_the_front_page_runs(server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_front_page_runs(
+    server: ScriptedCoordinator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     saga, endpoint = blocks(FRONT_PAGE)
+    monkeypatch.setenv("DATABASE_URL", "mysql+aiomysql://storage:secret@localhost/storage")
     server.answers("/submit", STOPPED, Answer())
     server.answers("/query", FAILED)
     names: dict[str, Any] = {}
@@ -88,7 +91,9 @@ def test_the_front_page_runs(server: ScriptedCoordinator, capsys: pytest.Capture
     exec(saga, names)
     exec(endpoint, names)
 
-    assert capsys.readouterr().out == "not bought, and everything is undone: sold\nbought\n"
+    first, second = (request.body["gid"] for request in server.requests if request.path.endswith("/submit"))
+    said = capsys.readouterr().out
+    assert said == f"{first} not bought, and everything is undone: sold\n{second} bought\n"
     assert "/deduct" in names["app"].openapi()["paths"]
 
 
