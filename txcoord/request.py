@@ -12,7 +12,7 @@ from msgspec import Struct
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
 from txcoord.jsonrpc import BadParamsError, method_of, read_params
 from txcoord.model import Options, Status
-from txcoord.protocol import GRPC, HTTP, JSON_RPC, METHOD_PARAMETER
+from txcoord.protocol import GRPC, HTTP, JSON_RPC, METHOD_PARAMETER, branch_id_of
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what fits Latin-1, as RFC 9110 reads it
@@ -91,7 +91,7 @@ MAX_GID_LENGTH = 128
 MAX_BRANCH_ID_LENGTH = 128
 
 PAYLOADS_AT_MOST = 4
-"""What is registered for one transaction is kept in one row: all of it together may have so many times
+"""What is registered for one transaction is kept in one row: all of it together may have this many times
 `max_payload_bytes`, like a request that brings all at once."""
 
 
@@ -196,7 +196,7 @@ def is_grpc(url: str, protocol: str) -> bool:
 def fault_of_metadata(key: str, value: str) -> str:
     """Say why a name (in lower case) and a value cannot be metadata of a gRPC call; "" if they can."""
     if not _METADATA_KEY.fullmatch(key):
-        return "is no metadata name (letters, digits, hyphens, dots and underscores)"
+        return "is not a metadata name (letters, digits, hyphens, dots and underscores)"
     # What a "-bin" name has is sent as bytes.
     is_sendable = key.endswith("-bin") or _METADATA_VALUE.fullmatch(value)
     return "" if is_sendable else "has a value that metadata cannot carry (printable ASCII)"
@@ -226,8 +226,8 @@ def _fault_of_url(url: str) -> str:
         parts = urlsplit(url)
         is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        return f"is no URL: {error}"
-    return "" if is_complete else "is no complete http:// or https:// URL"
+        return f"is not a URL: {error}"
+    return "" if is_complete else "is not a complete http:// or https:// URL"
 
 
 def check_payloads(request: TransRequest, limits: Limits) -> Sequence[bytes]:
@@ -242,8 +242,8 @@ def check_payloads(request: TransRequest, limits: Limits) -> Sequence[bytes]:
     for index, payload in enumerate(request.payloads):
         if len(payload) > limits.max_payload_bytes:
             raise RequestTooLargeError(
-                f"payload {index} has {len(payload)} bytes: at most {limits.max_payload_bytes}"
-                " (max_payload_bytes) are allowed"
+                f"the payload of branch {branch_id_of(index)} has {len(payload)} bytes:"
+                f" at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
             )
     return request.payloads[:steps]
 
@@ -264,7 +264,7 @@ def _check_headers(headers: Mapping[str, str], limits: Limits, protocol: str) ->
         )
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise InvalidRequestError(f"branch_headers: {name!r} is no header name: use letters, digits and hyphens")
+            raise InvalidRequestError(f"branch_headers: {name!r} is not a header name: use letters, digits and hyphens")
         if not _HEADER_VALUE.fullmatch(value):
             raise InvalidRequestError(
                 f"branch_headers: the value of {name!r} has characters that a header cannot carry"

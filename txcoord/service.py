@@ -219,7 +219,7 @@ class Service:
                 safe.
         """
         if _pattern(request.trans_type) is not Pattern.WORKFLOW:
-            raise InvalidRequestError(f"trans_type {request.trans_type!r} is no workflow: use prepare")
+            raise InvalidRequestError(f"trans_type {request.trans_type!r} is not a workflow: use prepare")
         return await self._open(request)
 
     async def _open(self, request: TransRequest) -> GlobalTransaction:

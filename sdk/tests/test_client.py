@@ -152,7 +152,10 @@ def test_a_waiting_submit_tells_that_the_saga_still_runs(
 
 @pytest.mark.parametrize("status", [400, 413])
 def test_a_refused_submit_says_what_to_change(server: ScriptedCoordinator, client: Client, status: int) -> None:
-    server.answers("/submit", Answer(status, {"message": "payload 0 has 2000000 bytes: at most 1048576 are allowed"}))
+    server.answers(
+        "/submit",
+        Answer(status, {"message": "the payload of branch 01 has 2000000 bytes: at most 1048576 are allowed"}),
+    )
 
     with pytest.raises(RequestRefusedError, match=r"g1.*at most 1048576") as caught:
         client.do("submit", make_saga())

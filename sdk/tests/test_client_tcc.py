@@ -627,7 +627,7 @@ def test_what_is_nested_is_not_aborted_but_fails(server: ScriptedCoordinator, bl
     def work(opened: Opened) -> None:
         with pytest.raises(TryFailedError):
             opened.call()
-        with pytest.raises(ValueError, match="submitted by who opened it"):
+        with pytest.raises(ValueError, match="submitted only by whoever opened it"):
             opened.submit()
 
     with pytest.raises(TryFailedError) as caught:
@@ -672,7 +672,7 @@ def test_a_context_knows_the_coordinator(op: str) -> None:
         ({"gid": "a;b"}, "semicolon"),
         ({"timeout_to_fail": 0}, "timeout_to_fail must be"),
         ({"request_timeout": 1.5}, "request_timeout must be"),
-        ({"branch_headers": {"A B": "c"}}, "no header name"),
+        ({"branch_headers": {"A B": "c"}}, "not a header name"),
     ],
 )
 def test_an_option_that_cannot_work_is_named_at_once(block: Block, options: dict[str, Any], sentence: str) -> None:

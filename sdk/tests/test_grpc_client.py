@@ -383,7 +383,7 @@ def test_the_check_back_alone_tells_the_protocol_of_a_message() -> None:
         (lambda: Saga(protocol="http").step(URL), "needs protocol='grpc'"),
         (lambda: Message(protocol="http").step(URL), "needs protocol='grpc'"),
         (lambda: branch_call(URL, b"", **BRANCH, headers={"X-A": "ä"}, timeout_s=1), "not printable ASCII"),
-        (lambda: branch_call(URL, b"", **BRANCH, headers={"X!": "a"}, timeout_s=1), "no name of metadata"),
+        (lambda: branch_call(URL, b"", **BRANCH, headers={"X!": "a"}, timeout_s=1), "not a name of metadata"),
     ],
 )
 def test_a_mistake_is_named_where_it_is_made(mistake: Callable[[], object], sentence: str) -> None:

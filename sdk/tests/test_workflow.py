@@ -957,7 +957,7 @@ async def test_a_step_is_of_the_workflows_kind(world: World) -> None:
     async def odd(wf: AsyncWorkflow, given: None) -> None:
         await wf.step(pay)  # type: ignore[arg-type]
 
-    with pytest.raises(TypeError, match="pay is no coroutine function"):
+    with pytest.raises(TypeError, match="pay is not a coroutine function"):
         await odd.run(None)
     blocking = world.workflows()
     blocking.workflow("odd")(lambda wf, given: wf.step(later))  # type: ignore[arg-type, return-value]

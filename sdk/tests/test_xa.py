@@ -417,12 +417,12 @@ def test_sources_that_give_no_connection(postgres: Ledger, key: XaKey, tmp_path:
     for source, words in (
         (None, "gives no connections"),
         (psycopg.connect(postgres.url), "gives no connections"),
-        (lambda: 7, "which is no blocking connection"),
+        (lambda: 7, "which is not a blocking connection"),
         (lambda: sqlite3.connect(tmp_path / "x.db"), "XA does not work on a sqlite3.Connection"),
         (lambda: Session(create_engine(over(postgres.url, "psycopg"))), "XA does not work on a sqlalchemy"),
         (create_engine(f"sqlite:///{tmp_path}/x.db"), "sqlite has no prepared transactions"),
         (create_async_engine(over(postgres.url, "asyncpg")), "is async"),
-        (lambda: psycopg.AsyncConnection.connect(postgres.url), "which is no blocking connection"),
+        (lambda: psycopg.AsyncConnection.connect(postgres.url), "which is not a blocking connection"),
     ):
         with pytest.raises((XaError, BarrierError, InvalidRequestError), match=words):
             finish_sync(source, key, "rollback")

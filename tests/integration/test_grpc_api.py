@@ -379,7 +379,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
     code, said, _ = await ask(channel, path, body)
 
     assert code is INVALID_ARGUMENT
-    assert said.startswith("the request is no ")
+    assert said.startswith("the request is not a ")
 
 
 @pytest.mark.parametrize("path", METHODS)

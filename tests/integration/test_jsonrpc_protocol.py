@@ -209,7 +209,7 @@ async def test_payloads_that_are_no_params_are_refused(dtm: Dtm) -> None:
     refused = await dtm.submit_saga(payloads=["{}", "[1]"])
 
     assert refused["code"] == -32603
-    assert refused["message"].startswith("the payload of step 1 is JSON, but not an object;")
+    assert refused["message"].startswith("the payload of branch 02 is JSON, but not an object;")
     assert (await dtm.query())["transaction"] is None
 
 

@@ -98,12 +98,12 @@ def test_whatever_is_not_refused_makes_a_body_that_can_be_read(payload: bytes) -
     ],
 )
 def test_only_what_is_called_over_json_rpc_needs_params(protocol: str, url: str, payload: bytes) -> None:
-    check_params(payload, url=url, protocol=protocol, where="the payload of step 2")
+    check_params(payload, url=url, protocol=protocol, where="the payload of branch 03")
 
 
 def test_what_can_never_be_sent_as_params_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match=r"^the payload of step 2 is JSON, but not an object; .*method=A"):
-        check_params(b"[1]", url="http://p/?method=A", protocol="json-rpc", where="the payload of step 2")
+    with pytest.raises(InvalidRequestError, match=r"^the payload of branch 03 is JSON, but not an object; .*method=A"):
+        check_params(b"[1]", url="http://p/?method=A", protocol="json-rpc", where="the payload of branch 03")
 
 
 # -- the answer --------------------------------------------------------------------------

@@ -73,12 +73,12 @@ def test_how_to_deliver(custom_data: str, expected: Options) -> None:
     [
         ({"gid": ""}, "gid is empty"),
         ({"steps": ({"action": "topic://news"},)}, "topic not found: 'news'"),
-        ({"steps": ({"action": "ftp://x"},)}, "the action URL of step 0"),
+        ({"steps": ({"action": "ftp://x"},)}, "the action URL of branch 01"),
         ({"query_prepared": "nonsense"}, "query_prepared"),
         ({"payloads": ()}, "payloads has 0 entries for 2 steps"),
         (
             {"protocol": "json-rpc", "steps": ({"action": "http://x/?method=m"},), "payloads": (b"1",)},
-            "payload of step",
+            "payload of branch",
         ),
         ({"custom_data": "[]"}, "custom_data of a msg cannot be read"),
         ({"custom_data": "no JSON"}, "custom_data of a msg cannot be read"),

@@ -105,11 +105,11 @@ def test_durations_are_bounded(field: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "complaint"),
     [
-        pytest.param({"": "x"}, "'' is no header name", id="no name"),
-        pytest.param({"a b": "x"}, "'a b' is no header name", id="space in the name"),
-        pytest.param({"a:": "x"}, "'a:' is no header name", id="colon in the name"),
-        pytest.param({"a\n": "x"}, "no header name", id="line break in the name"),
-        pytest.param({"ä": "x"}, "'ä' is no header name", id="a name beyond ASCII"),
+        pytest.param({"": "x"}, "'' is not a header name", id="no name"),
+        pytest.param({"a b": "x"}, "'a b' is not a header name", id="space in the name"),
+        pytest.param({"a:": "x"}, "'a:' is not a header name", id="colon in the name"),
+        pytest.param({"a\n": "x"}, "not a header name", id="line break in the name"),
+        pytest.param({"ä": "x"}, "'ä' is not a header name", id="a name beyond ASCII"),
         pytest.param({"a": "x\r\nHost: evil"}, "the value of 'a'", id="line break in the value"),
         pytest.param({"a": "x\n"}, "the value of 'a'", id="line break at the end"),
         pytest.param({"a": "\x00"}, "the value of 'a'", id="NUL"),
@@ -158,27 +158,27 @@ def test_other_protocols_are_refused(protocol: str) -> None:
     ],
 )
 def test_urls_that_can_be_called(url: str) -> None:
-    assert check_url(url, where="the action URL of step 0", limits=LIMITS) == url
+    assert check_url(url, where="the action URL of branch 01", limits=LIMITS) == url
 
 
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        pytest.param("h/path", "is no complete http:// or https:// URL", id="no scheme"),
-        pytest.param("ftp://h/", "is no complete", id="another scheme"),
-        pytest.param("http:///path", "is no complete", id="no host"),
-        pytest.param("http://:80/", "is no complete", id="only a port"),
-        pytest.param("http://h:0/", "is no complete", id="port 0"),
-        pytest.param("http://h:99999/", "is no URL", id="port too high"),
-        pytest.param("http://h:x/", "is no URL", id="port no number"),
-        pytest.param("http://[::1/", "is no URL", id="broken address"),
+        pytest.param("h/path", "is not a complete http:// or https:// URL", id="no scheme"),
+        pytest.param("ftp://h/", "is not a complete", id="another scheme"),
+        pytest.param("http:///path", "is not a complete", id="no host"),
+        pytest.param("http://:80/", "is not a complete", id="only a port"),
+        pytest.param("http://h:0/", "is not a complete", id="port 0"),
+        pytest.param("http://h:99999/", "is not a URL", id="port too high"),
+        pytest.param("http://h:x/", "is not a URL", id="port no number"),
+        pytest.param("http://[::1/", "is not a URL", id="broken address"),
         pytest.param("http://h/a b", "percent-encode", id="space"),
         pytest.param("http://h/\r\nHost:", "percent-encode", id="line break"),
     ],
 )
 def test_any_other_url_is_refused_and_named(url: str, complaint: str) -> None:
-    with pytest.raises(InvalidRequestError, match=f"the action URL of step 0 .*{complaint}"):
-        check_url(url, where="the action URL of step 0", limits=LIMITS)
+    with pytest.raises(InvalidRequestError, match=f"the action URL of branch 01 .*{complaint}"):
+        check_url(url, where="the action URL of branch 01", limits=LIMITS)
 
 
 def test_urls_are_bounded() -> None:
@@ -210,5 +210,7 @@ def test_steps_and_payloads_are_bounded() -> None:
 
     with pytest.raises(RequestTooLargeError, match=r"3 steps: at most 2 \(max_branches\)"):
         payloads_of(3, (b"",) * 3, limits)
-    with pytest.raises(RequestTooLargeError, match=r"payload 1 has 4 bytes: at most 3 \(max_payload_bytes\)"):
+    with pytest.raises(
+        RequestTooLargeError, match=r"the payload of branch 02 has 4 bytes: at most 3 \(max_payload_bytes\)"
+    ):
         payloads_of(2, (b"", b"abcd"), limits)

@@ -132,13 +132,13 @@ def test_a_plan_that_cannot_be_followed_is_refused(custom_data: str, complaint: 
         pytest.param(make_request(payloads=()), "payloads has 0 entries for 2 steps", id="no payloads"),
         pytest.param(
             make_request(1, steps=({"action": "p/x"},)),
-            "the action URL of step 0 'p/x' is no complete",
+            "the action URL of branch 01 'p/x' is not a complete",
             id="action URL",
         ),
         pytest.param(
-            make_request(1, steps=({"compensate": "p/x"},)), "the compensate URL of step 0", id="compensate URL"
+            make_request(1, steps=({"compensate": "p/x"},)), "the compensate URL of branch 01", id="compensate URL"
         ),
-        pytest.param(make_request(query_prepared="x"), "query_prepared 'x' is no complete", id="query_prepared"),
+        pytest.param(make_request(query_prepared="x"), "query_prepared 'x' is not a complete", id="query_prepared"),
         pytest.param(make_request(protocol="soap"), "protocol 'soap' is not offered", id="protocol"),
         pytest.param(make_request(retry_interval=10**9), "retry_interval is", id="an option"),
     ],

@@ -167,7 +167,7 @@ def test_a_subscriber_can_be_called_over_http_or_grpc(url: str) -> None:
     [
         ("", "", "empty url"),
         ("ftp://p/a", "", "host:port/package.Service/Method"),
-        ("http:///a", "", "no complete http"),
+        ("http:///a", "", "not a complete http"),
         ("http://p/a b", "", "spaces"),
         ("topic://other", "", "host:port/package.Service/Method"),
         (f"http://p/{'a' * 1024}", "", "max_url_length"),
@@ -258,5 +258,5 @@ def test_subscribers_are_called_as_the_message_says() -> None:
 
 
 def test_a_payload_that_a_json_rpc_subscriber_cannot_be_sent_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="the payload of step 0 is JSON, but not an object"):
+    with pytest.raises(InvalidRequestError, match="the payload of branch 01 is JSON, but not an object"):
         build(["topic://news"], {"news": (Subscriber("http://p/?method=m"),)}, payload=b"[]", protocol="json-rpc")

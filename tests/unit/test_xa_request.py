@@ -49,7 +49,7 @@ def test_nothing_is_registered_after_the_decision(status: Status) -> None:
     [
         ({"branch_id": ""}, "branch_id ''"),
         ({"url": ""}, "url of branch 01 of g1 is empty: name where its commit or rollback is to be sent"),
-        ({"url": "nonsense"}, "url 'nonsense' is no complete"),
+        ({"url": "nonsense"}, "url of branch 01 of g1 'nonsense' is not a complete"),
         ({"url": "http://x/" + "y" * 60}, "max_url_length"),
     ],
     ids=str,

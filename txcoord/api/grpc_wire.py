@@ -27,20 +27,20 @@ def decode(kind: type[AnyMessage], body: bytes) -> AnyMessage:
     """Read a message of any kind.
 
     Raises:
-        InvalidRequestError: the bytes are none of this kind.
+        InvalidRequestError: the bytes are not of this kind.
     """
     try:
         return kind.FromString(body)
     except DecodeError as error:
         name = kind.DESCRIPTOR.full_name
-        raise InvalidRequestError(f"the request is no {name} that can be read: {error}") from error
+        raise InvalidRequestError(f"the request is not a {name} that can be read: {error}") from error
 
 
 def decode_trans(body: bytes) -> TransRequest:
     """Read the message of Submit, Prepare, Abort and PrepareWorkflow.
 
     Raises:
-        InvalidRequestError: it is none, or its steps are no JSON; the sentence says which.
+        InvalidRequestError: it is not one, or its steps are not JSON; the sentence says which.
     """
     message = decode(DtmRequest, body)
     options = message.TransOptions
@@ -57,7 +57,7 @@ def decode_trans(body: bytes) -> TransRequest:
         retry_limit=options.RetryLimit,
         branch_headers=dict(options.BranchHeaders),
         query_prepared=message.QueryPrepared,
-        # There is no field for it: who speaks gRPC is spoken to in gRPC, unless a URL says http.
+        # There is no field for it: whoever speaks gRPC is spoken to in gRPC, unless a URL says http.
         protocol=GRPC,
         rollback_reason=message.RollbackReason,
         req_extra=dict(message.ReqExtra),
@@ -68,7 +68,7 @@ def decode_branch(body: bytes) -> BranchRegistration:
     """Read the message of RegisterBranch. What is not a field of its own stands in `Data`.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is not one.
     """
     message = decode(DtmBranchRequest, body)
     data = message.Data

@@ -54,7 +54,7 @@ def make_headers(extra: Iterable[tuple[str, str]], authorization: str = "") -> H
         if key in CONNECTION_HEADERS:
             continue
         if not _TOKEN.fullmatch(name):
-            raise BadHeaderError(f"the branch header {_shown(name)} cannot be sent: this is no header name")
+            raise BadHeaderError(f"the branch header {_shown(name)} cannot be sent: this is not a header name")
         if _FORBIDDEN.search(value) or not _is_encodable(value):
             raise BadHeaderError(f"the branch header {_shown(name)} cannot be sent: its value has control characters")
         merged[key] = (name, value.strip(" \t"))

@@ -318,7 +318,7 @@ class Engine:
     async def _claim(self, gid: str) -> LiveTransaction | None:
         """Make a prepared transaction live here; None if it is not prepared (or not there)."""
         if self._advancer.is_draining:
-            raise OverloadedError("this coordinator is stopping: try the same again, at another one or a little later")
+            raise OverloadedError(f"this coordinator is stopping: try {gid} again, at another one or a little later")
         # All that ask for one gid at once share a claim, which goes on if they go away: taken, it has to be driven.
         claim = self._claims.get(gid)
         if claim is None:
@@ -355,7 +355,7 @@ class Engine:
         try:
             return await self._ownership.claim_prepared(gid)
         except LeaseLostError as error:
-            raise StoreUnavailableError("this coordinator lost its lease: try the same again") from error
+            raise StoreUnavailableError(f"this coordinator lost its lease: try {gid} again") from error
         except StoreUnavailableError:
             self._recovery.must_reconcile()  # the answer may be lost while the claim stands
             raise

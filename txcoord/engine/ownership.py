@@ -5,7 +5,7 @@ clean-up, a slow query, a fault in either. When the lease is lost all the same, 
 this process drives is dropped before it joins again, under another id.
 
 The other parks what belongs to dead nodes, due at once. From there recovery takes it over
-like anything else that is due: a crash is no special case.
+like anything else that is due: a crash is not a special case.
 """
 
 from __future__ import annotations
@@ -79,26 +79,26 @@ class Ownership:
     async def apply(self, batch: Sequence[Change]) -> Sequence[Applied]:
         """Write a batch of the journal under the present lease; see `Store.apply`."""
         node_id = self.node_id
-        return await self._under_lease(node_id, self._store.apply(node_id, batch))
+        return await self._under_lease(node_id, self._store.apply(node_id, batch), what="the batch")
 
     async def take_over_due(self, *, limit: int) -> Sequence[Owned]:
         """See `Store.take_over_due`."""
         node_id = self.node_id
         taking = self._store.take_over_due(node_id, now_us=self._clock.now_us(), limit=limit)
-        return await self._under_lease(node_id, taking)
+        return await self._under_lease(node_id, taking, what="it")
 
     async def claim_prepared(self, gid: str) -> Owned | None:
         """See `Store.claim_prepared`."""
         node_id = self.node_id
-        return await self._under_lease(node_id, self._store.claim_prepared(node_id, gid))
+        return await self._under_lease(node_id, self._store.claim_prepared(node_id, gid), what=gid)
 
-    async def _under_lease(self, node_id: int, work: Awaitable[T]) -> T:
+    async def _under_lease(self, node_id: int, work: Awaitable[T], *, what: str) -> T:
         try:
             return await work
         except LeaseLostError as error:
             if node_id != self.node_id:
                 # Begun under an earlier lease. The present one is not lost with it.
-                raise StoreUnavailableError("this coordinator has just joined again: try the same again") from error
+                raise StoreUnavailableError(f"this coordinator has just joined again: try {what} again") from error
             self.lose()
             raise
 

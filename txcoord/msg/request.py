@@ -60,7 +60,9 @@ def build_msg(
         topic = topic_of(url)
         if topic is None:
             action = BranchOp(branch_id=branch_id_of(position), op=Op.ACTION, url=url, payload=payload)
-            branches.append(_checked(action, protocol, limits, position, where=f"the action URL of step {position}"))
+            branches.append(
+                _checked(action, protocol, limits, position, where=f"the action URL of branch {branch_id_of(position)}")
+            )
         else:
             where = f"a subscriber of the topic {topic} (to a message whose protocol is {protocol})"
             for action in _fanned_out(position, topic, topics.get(topic, ()), payload):
@@ -89,7 +91,9 @@ def build_msg(
 
 def _checked(action: BranchOp, protocol: str, limits: Limits, position: int, *, where: str) -> BranchOp:
     check_url(action.url, where=where, limits=limits, protocol=protocol)
-    check_params(action.payload, url=action.url, protocol=protocol, where=f"the payload of step {position}")
+    check_params(
+        action.payload, url=action.url, protocol=protocol, where=f"the payload of branch {branch_id_of(position)}"
+    )
     return action
 
 

@@ -37,9 +37,9 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
         branch_id = branch_id_of(step)
         for op in (Op.COMPENSATE, Op.ACTION):
             url = check_url(
-                urls.get(op.value, ""), where=f"the {op} URL of step {step}", limits=limits, protocol=protocol
+                urls.get(op.value, ""), where=f"the {op} URL of branch {branch_id}", limits=limits, protocol=protocol
             )
-            check_params(payload, url=url, protocol=protocol, where=f"the payload of step {step}")
+            check_params(payload, url=url, protocol=protocol, where=f"the payload of branch {branch_id}")
             branches.append(BranchOp(branch_id=branch_id, op=op, url=url, payload=payload))
     plan = _Plan.read(request.custom_data, steps=len(request.steps), limits=limits)
     # Only the flag within custom_data makes a saga concurrent; DTM ignores the outer one.

@@ -13,10 +13,12 @@ def registered(tcc: GlobalTransaction, branch: BranchRegistration, limits: Limit
     branch_id = check_branch_id(branch.branch_id)
     if len(branch.data) > limits.max_payload_bytes:
         raise RequestTooLargeError(
-            f"data has {len(branch.data)} bytes: at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
+            f"data of branch {branch_id} of {tcc.gid} has {len(branch.data)} bytes:"
+            f" at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
         )
-    confirm = check_url(branch.confirm, where="the confirm URL", limits=limits, protocol=tcc.protocol)
-    cancel = check_url(branch.cancel, where="the cancel URL", limits=limits, protocol=tcc.protocol)
+    whose = f"URL of branch {branch_id} of {tcc.gid}"
+    confirm = check_url(branch.confirm, where=f"the confirm {whose}", limits=limits, protocol=tcc.protocol)
+    cancel = check_url(branch.cancel, where=f"the cancel {whose}", limits=limits, protocol=tcc.protocol)
     ops = (
         BranchOp(branch_id=branch_id, op=Op.CANCEL, url=cancel, payload=branch.data),
         BranchOp(branch_id=branch_id, op=Op.CONFIRM, url=confirm, payload=branch.data),

@@ -129,13 +129,16 @@ def registered(
     """
     branch_id = check_branch_id(step.branch_id)
     if step.op not in STEP_OPS:
-        raise InvalidRequestError(f"op {step.op[:40]!r} of branch {branch_id}: use one of {', '.join(STEP_OPS)}")
-    status = _reported_status(step.status, where=f"status of branch {branch_id}")
+        raise InvalidRequestError(
+            f"op {step.op[:40]!r} of branch {branch_id} of {workflow.gid}: use one of {', '.join(STEP_OPS)}"
+        )
+    status = _reported_status(step.status, where=f"status of branch {branch_id} of {workflow.gid}")
     if workflow.status is not Status.PREPARED:
         raise StatusConflictError(workflow.gid, status=workflow.status, wanted="register", pattern=workflow.pattern)
     if len(step.data) > limits.max_payload_bytes:
         raise RequestTooLargeError(
-            f"data has {len(step.data)} bytes: at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
+            f"data of branch {branch_id} of {workflow.gid} has {len(step.data)} bytes:"
+            f" at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
         )
     for known in workflow.branches[1:]:
         if known.branch_id == branch_id and known.op == step.op:
@@ -204,7 +207,7 @@ def _check_base64(result: str) -> None:
     try:
         b64decode(result, validate=True)
     except ValueError as error:
-        raise InvalidRequestError(f"req_extra.result of a workflow's submit is no base64: {error}") from error
+        raise InvalidRequestError(f"req_extra.result of a workflow's submit is not base64: {error}") from error
 
 
 def _reported_status(word: str, *, where: str) -> Status:

@@ -90,7 +90,7 @@ def _metadata(headers: Mapping[str, str], ours: Mapping[str, str]) -> tuple[tupl
         if name in _LEFT_OUT or name in ours or name.startswith("grpc-"):
             continue
         if not _METADATA_NAME.fullmatch(name):
-            raise ValueError(f"the header {header!r} cannot be sent over gRPC: this is no name of metadata")
+            raise ValueError(f"the header {header!r} cannot be sent over gRPC: this is not a name of metadata")
         if not _METADATA_VALUE.fullmatch(value) and not name.endswith("-bin"):
             raise ValueError(f"the header {header!r} cannot be sent over gRPC: its value is not printable ASCII")
         found[name] = value.encode() if name.endswith("-bin") else value
@@ -108,7 +108,7 @@ class Answered:
 
     outcome: Outcome
     reason: str = ""
-    """Why it is no success."""
+    """Why it is not a success."""
     body: bytes = b""
 
 

@@ -198,7 +198,7 @@ class Rules:
     def subscribe(self, topic: str, url: str, remark: str) -> Flow[bool]:
         checked_topic(topic)
         if not url:
-            raise ValueError("a subscriber needs a URL, that the topic's messages are sent to")
+            raise ValueError("a subscriber needs a URL: name the URL that the topic's messages are to be sent to")
         query = {"topic": topic, "url": checked_url(url, name="url")} | ({"remark": remark} if remark else {})
         call = self._call("GET", "/subscribe", query=query)
         return (yield from self._change_topic(call, unless=("this url exists",)))
@@ -507,7 +507,7 @@ def _is_prepared(work: Saga | Message) -> bool:
 def _wire_of(url: str) -> Wire:
     if not url.startswith(GRPC_SCHEMES):
         return HttpWire(url)
-    # Only now: who speaks HTTP needs no protobuf.
+    # Only now: whoever speaks HTTP needs no protobuf.
     from txcoord_sdk._grpc_wire import GrpcWire
 
     return GrpcWire(url)

@@ -102,7 +102,9 @@ class TwoPhaseRules(ABC):
 
     def submit(self) -> Flow[None]:
         if self.is_nested:
-            raise ValueError(f"{self.gid} is submitted by who opened it, not within branch {self._parent_id}")
+            raise ValueError(
+                f"{self.gid} can be submitted only by whoever opened it, not within branch {self._parent_id}"
+            )
         if self._stage not in (Stage.OPEN, Stage.SUBMITTED):
             raise ValueError(
                 f"{self.pattern} {self.gid} {self._stage.value}: it is submitted within or after its `with` block"
@@ -149,7 +151,7 @@ class TwoPhaseRules(ABC):
         return self._parent_id + branch_id_of(number - 1)
 
     def _check_protocol(self, *urls: str) -> None:
-        # Who takes part in another's transaction is not told its protocol, and over the gRPC API
+        # Whoever takes part in another's transaction is not told its protocol, and over the gRPC API
         # it is always gRPC; else it was said when it was prepared.
         if not self.is_nested and not self._rules.speaks_grpc and protocol_for(None, urls) and self._protocol != GRPC:
             raise ValueError(
@@ -200,7 +202,7 @@ class TwoPhaseRules(ABC):
 
     def _abort(self, cause: BaseException) -> Flow[None]:
         body = self._body(rollback_reason=reason_of(cause))
-        # Who is being cancelled, or interrupted from the keyboard, is not kept for long.
+        # Whoever is being cancelled, or interrupted from the keyboard, is not kept for long.
         attempts = None if isinstance(cause, Exception) else 1
         try:
             yield from self._rules.abort(self.gid, body, attempts=attempts)

@@ -60,4 +60,4 @@ async def _payload(request: Request) -> object:
     try:
         return msgspec.json.decode(body) if body else None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise HTTPException(400, f"the body of the action is no JSON: {error}") from error
+        raise HTTPException(400, f"the body of the action is not JSON: {error}") from error

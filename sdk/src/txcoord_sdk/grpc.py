@@ -106,7 +106,7 @@ def branch_context(context: ServicerContext | None = None, *, table: str | None 
 class AsyncBranchInterceptor(grpc.aio.ServerInterceptor):
     """For `grpc.aio.server(interceptors=[…])`: reads the branch operation of each call, and answers for its method.
 
-    Calls that are none, such as those of a health check, go through untouched.
+    Calls that are not branch operations, such as those of a health check, go through untouched.
 
     Args:
         table: the barrier table, if it is not DTM's.
@@ -185,7 +185,7 @@ def add_workflows(server: grpc.Server | grpc.aio.Server, workflows: AsyncWorkflo
     does, in the words of gRPC; it needs no interceptor.
 
     Raises:
-        TypeError: these are `AsyncWorkflows`, and the server is none of `grpc.aio`.
+        TypeError: these are `AsyncWorkflows`, and the server is not one of `grpc.aio`.
     """
 
     async def resume(request: bytes, context: ServicerContext) -> bytes:
@@ -217,7 +217,7 @@ def _to_resume(request: bytes, context: ServicerContext) -> tuple[dict[str, str]
     try:
         data = WorkflowData.FromString(request).Data
     except DecodeError as error:
-        raise InvalidRequestError(f"the request is no {WorkflowData.DESCRIPTOR.full_name}: {error}") from error
+        raise InvalidRequestError(f"the request is not a {WorkflowData.DESCRIPTOR.full_name}: {error}") from error
     return query_in(context.invocation_metadata() or ()), data
 
 

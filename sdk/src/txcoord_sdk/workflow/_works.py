@@ -111,7 +111,7 @@ class Work(ABC, Generic[T]):
         """Return its result from what is stored.
 
         Raises:
-            ValueError: this is none of its results.
+            ValueError: this is not one of its results.
         """
 
 
@@ -144,7 +144,7 @@ async def called(function: Callable[..., Any], *args: object, is_async: bool, **
     done = function(*args, **kwargs)
     if is_async:
         if not isawaitable(done):
-            raise TypeError(f"{_codec.name_of(function)} is no coroutine function: write it with `async def`")
+            raise TypeError(f"{_codec.name_of(function)} is not a coroutine function: write it with `async def`")
         return await done
     if isawaitable(done):
         if close := getattr(done, "close", None):

@@ -286,8 +286,8 @@ class Lease:
         if iscoroutine(opened):
             opened.close()
         raise XaError(
-            f"the source gave a {type(opened).__module__}.{type(opened).__qualname__}, which is no "
-            f"{'async' if self._is_async else 'blocking'} connection"
+            f"the source gave a {type(opened).__module__}.{type(opened).__qualname__}, which is not "
+            f"{'an async' if self._is_async else 'a blocking'} connection"
         )
 
     async def _close(self, connection: Any, error: BaseException | None) -> None:
