@@ -72,8 +72,10 @@ def bench(
     clients: Annotated[str, typer.Option(help="Numbers of clients, one run each.")] = "1,16,64",
     seconds: Annotated[int, typer.Option(min=1, help="Length of each run.")] = 10,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes of the coordinator.")] = 1,
-    repeat: Annotated[int, typer.Option(min=1, help="Do all runs so many times.")] = 1,
-    preload: Annotated[int, typer.Option(min=0, help="Put so many finished transactions into the store first.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="How many times to do all runs.")] = 1,
+    preload: Annotated[
+        int, typer.Option(min=0, help="How many finished transactions to put into the store first.")
+    ] = 0,
     server: Annotated[str, typer.Option(help="Load this DTM-compatible server instead of ours.")] = "",
     server_pid: Annotated[int | None, typer.Option(help="With --server: its process, to see its CPU.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the store lies; kept. Default: a temporary one.")] = None,

@@ -127,7 +127,7 @@ class _Look:
 
 
 def _metrics(url: str) -> dict[str, float]:
-    """Read the metrics without labels; a server that has none is no error."""
+    """Read the metrics without labels; a server without any is not an error."""
     try:
         answer = httpx.get(f"{url}/api/metrics", trust_env=False, timeout=10)
     except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""The gift service: grants each new user so many points, once.
+"""The gift service: grants each new user 100 points, once.
 
 python -m examples.gift --port 8084 --database sqlite:///gift.db
 """

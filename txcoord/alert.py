@@ -1,4 +1,4 @@
-"""When people are to be told that something does not get on: the rule, and the contract of who tells them.
+"""When people are to be told that something makes no progress: the rule, and the contract of whoever tells them.
 
 A call that ended without an answer we understand (or with "failure" where that is not possible) is repeated, and
 mostly that is all. From the n-th such call of one operation in a row on, each is worth an alert; so is a

@@ -47,12 +47,12 @@ def read_params(payload: bytes) -> dict[str, Raw]:
     """Return the params in a payload, their values as they stand; of an empty one, or null, none.
 
     Raises:
-        BadParamsError: it is no JSON object.
+        BadParamsError: it is not a JSON object.
     """
     if not payload:
         return {}
     try:
-        # As text first: values are taken over unread, and may not smuggle in bytes that are none.
+        # As text first: values are taken over unread, and may not smuggle in bytes that are not text.
         return _decode_params(payload.decode()) or {}
     except UnicodeDecodeError:
         fault = "is not UTF-8 text"

@@ -89,7 +89,7 @@ class LineWriter:
         if not lines:
             return
         lines.append(b"")
-        # A stream that is gone is no reason to stop coordinating.
+        # A stream that is gone is not a reason to stop coordinating.
         with suppress(OSError, ValueError):
             self._stream.write(b"\n".join(lines))
             self._stream.flush()

@@ -52,7 +52,7 @@ def registered(
 def claimed(tx: GlobalTransaction, *, now_us: int, interval_s: float) -> GlobalTransaction:
     """Return a prepared transaction as it is when a request has brought it to another coordinator.
 
-    Who asks for something about a workflow runs it, perhaps called by the coordinator that had it: to ask to
+    Whoever asks for something about a workflow runs it, perhaps called by the coordinator that had it: to ask to
     go on with it at once would run it twice.
     """
     return alive(tx, now_us=now_us, interval_s=interval_s) if tx.pattern is Pattern.WORKFLOW else tx

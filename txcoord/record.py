@@ -38,7 +38,7 @@ def record_call(
     """Return the operation as it stands after `attempt`.
 
     Args:
-        max_attempts: after so many calls in vain it is given up, as failed; 0: never.
+        max_attempts: how many calls in vain it gets before it is given up, as failed; 0: no limit.
     """
     attempts = (*op.attempts, attempt)[-attempts_kept:]
     if attempt.outcome is Outcome.SUCCESS:

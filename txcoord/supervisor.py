@@ -48,7 +48,7 @@ _HEALTHY_AFTER_S: Final = 10.0
 
 
 class _Worker:
-    """One place for a process; who fills it may change."""
+    """One place for a process; which one fills it may change."""
 
     def __init__(self, start: Callable[[], tuple[BaseProcess, Connection]]) -> None:
         self._start = start

@@ -165,7 +165,7 @@ class Shop:
             raise DemoError(f"{method} {path} of the {name} service: {error or type(error).__name__}") from error
 
     def wait_for_calls(self, gid: str, branch_id: str, *, failed: int) -> None:
-        """Return when the coordinator has recorded so many calls of an action that went wrong."""
+        """Return when the coordinator has recorded this many calls of an action that went wrong."""
         give_up_at = time.monotonic() + PATIENCE_S
         while time.monotonic() < give_up_at:
             if len(self.coordinator.query(gid).branch(branch_id).attempts) >= failed:

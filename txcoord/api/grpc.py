@@ -113,7 +113,7 @@ class GrpcApi:
         return grpc.stream_unary_rpc_method_handler(answer)
 
     async def _outlive(self, call: Coroutine[Any, Any, bytes | Reply]) -> bytes | Reply:
-        # A caller that goes away or runs out of time is no reason to stop halfway: what it
+        # A caller that goes away or runs out of time is not a reason to stop halfway: what it
         # asked for is carried out, as it is for one that loses its HTTP connection.
         task = asyncio.get_running_loop().create_task(call)
         self._under_way.add(task)

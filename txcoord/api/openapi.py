@@ -728,7 +728,9 @@ def _queries() -> Json:
                 "resetCronTime",
                 "Go on now with transactions that would wait for long",
                 takes=[
-                    _parameter("timeout", _integer("Those that are due later than in so many seconds.", minimum=0)),
+                    _parameter(
+                        "timeout", _integer("Only those that are due later than this, in seconds from now.", minimum=0)
+                    ),
                     _parameter("limit", _integer("How many at most.", minimum=1, default=100)),
                 ],
                 answer=_answer(

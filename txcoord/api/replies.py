@@ -1,7 +1,7 @@
 """What the coordinator replies to a request, before it is put into the form of a protocol.
 
 Three words decide for every client of DTM: success, failure (definite), ongoing (not
-finished, ask again); what is none of them is an error with a sentence. One table says
+finished, ask again); anything else is an error with a sentence. One table says
 which error comes to which reply; each adapter has its column.
 """
 
@@ -102,7 +102,7 @@ def _still_running(gid: str, result: SubmitResult) -> str:
 
 
 def no_prepared(gid: str) -> Reply:
-    """Say to who registers a branch that there is no transaction to register it for, in DTM's words."""
+    """Tell whoever registers a branch that there is no transaction to register it for, in DTM's words."""
     return failure(_CONFLICT_TEXTS["register"].format(gid=gid))
 
 

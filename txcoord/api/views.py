@@ -96,7 +96,7 @@ def branch_views(tx: GlobalTransaction) -> list[JsonObject]:
 
 
 def shown_branches(tx: GlobalTransaction) -> list[BranchOp]:
-    # The question to the initiator is no row of DTM's; it is shown with the transaction.
+    # The question to the initiator is not a row of DTM's; it is shown with the transaction.
     return [branch for branch in tx.branches if branch.op not in _QUESTIONS]
 
 

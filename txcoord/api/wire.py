@@ -133,7 +133,7 @@ def decode_steps(text: str) -> tuple[dict[str, str], ...]:
     """Read the steps of a gRPC message, which stand in it as JSON text; "" and "null" are none.
 
     Raises:
-        InvalidRequestError: they are no list of objects whose values are strings.
+        InvalidRequestError: they are not a list of objects whose values are strings.
     """
     if not text:
         return ()

@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
     # ---- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclass of asyncio's.
+        # uvloop's transports are not a subclass of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         except HttpParserUpgrade:
             self.flaw = "it switched protocols, which nobody asked for"
         except HttpParserError as error:
-            # Behind a whole answer it is no matter of this request.
+            # Behind a whole answer it does not concern this request.
             self.may_be_kept = False
             if not self._complete:
                 self.flaw = f"its answer is not HTTP/1.1 ({error})"
@@ -211,7 +211,7 @@ class Connection(asyncio.Protocol):
             self.may_be_kept = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Most headers are none of ours: their length tells, without lowering each.
+        # Most headers do not concern us: their length tells, without lowering each.
         if len(name) not in _LENGTHS_OF_HEADERS or self._headers_done:
             return
         match name.lower():

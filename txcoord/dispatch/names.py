@@ -47,7 +47,7 @@ class Addresses:
             self._known_until = 0.0
 
     def close(self) -> None:
-        """End a look-up under way; who waits for it is cancelled."""
+        """End a look-up under way; whoever waits for it is cancelled."""
         if self._lookup is not None:
             self._lookup.cancel()
 

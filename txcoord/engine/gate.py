@@ -1,4 +1,4 @@
-"""Who may be at work on the ownership of transactions at the same time."""
+"""Which tasks may be at work on the ownership of transactions at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Gate:
         self._width = width
         self._inside = 0
         self._left = asyncio.Event()
-        # Held by the first in the queue, and by who is inside alone. Fair: waiters get it in their order.
+        # Held by the first in the queue, and by whoever is inside alone. Fair: waiters get it in their order.
         self._first = asyncio.Lock()
 
     @asynccontextmanager

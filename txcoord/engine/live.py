@@ -78,8 +78,8 @@ class LiveTransaction:
         self.timer: asyncio.TimerHandle | None = None
         """Bounds the wait of the submit that created it."""
         self.waiters: dict[asyncio.Future[SubmitResult], None] = {}
-        """Who waits for the end of this pass, in their order. Who does not wait any more takes itself out: a pass can
-        last for hours, and any number may come meanwhile."""
+        """Those that wait for the end of this pass, in their order. Whoever does not wait any more takes itself out: a
+        pass can last for hours, and any number may come meanwhile."""
 
     @property
     def is_durable(self) -> bool:

@@ -2,7 +2,7 @@
 
 Each operation is a generator (`Flow`): it yields what is to be done (`HttpCall`, `GrpcCall`, `Pause`), is sent what
 came of it, and returns the operation's result or raises its error. How a request to a coordinator and its answer are
-written is the matter of a `Wire`: that of HTTP is here, that of gRPC in `_grpc_wire`, which needs more installed.
+written is up to a `Wire`: that of HTTP is here, that of gRPC in `_grpc_wire`, which needs more installed.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _is_async_client(client: Source) -> bool:
 def _ask_or_open(source: Source, branch: BranchContext) -> Any:
     if is_redis(source):
         return branch.barrier.redis_query_prepared_sync(source, branch.redis_key or None)
-    # An engine is told by its method: SQLAlchemy need not be installed for a function.
+    # An engine is recognised by its method: SQLAlchemy need not be installed for a function.
     connect: Callable[[], Any] = source.connect if hasattr(source, "connect") else source
     opened = connect()
     if hasattr(opened, "__aenter__"):

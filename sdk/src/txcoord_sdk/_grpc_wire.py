@@ -168,7 +168,7 @@ def _success(method: str, body: bytes) -> HttpAnswer:
     try:
         return HttpAnswer(status=200, body=_json(method, body))
     except DecodeError as error:
-        # The rules say of what is no JSON that it is not a coordinator's answer.
+        # The rules say of anything but JSON that it is not a coordinator's answer.
         return HttpAnswer(status=200, body=f"not a message: {error}".encode())
 
 

@@ -149,7 +149,7 @@ async def submit_committed(rules: Rules, carry: Carry, message: Message) -> str:
         if message.wait_result:
             error.add_note(_COMMITTED)
             raise
-        # It is certain all the same: raising would tell the caller of a failure that is none.
+        # It is certain all the same: raising would tell the caller of a failure that there was not.
         logger.warning("message %s: committed, but not submitted; the check-back does it: %s", gid, error.reason)
     except TxcoordSdkError as error:
         error.add_note(_COMMITTED)

@@ -137,7 +137,7 @@ class Operations(ABC):
             branch: the context of the request, which has to be a try.
             request_timeout: how long to wait for the answer to a try.
             branch_headers: sent with the tries. What the coordinator sends with confirms and
-                cancels is the matter of who opened the transaction.
+                cancels is up to whoever opened the transaction.
 
         Raises:
             ValueError: the request is not a try, or is nested too deeply (10 levels).

@@ -61,7 +61,7 @@ class BranchContext:
     barrier: BranchBarrier
     """Made for this request: its calls are numbered from 01."""
     coordinator_url: str = ""
-    """Where branches within this branch are registered, as who called it says; given to the try of a tcc
+    """Where branches within this branch are registered, as the caller says; given to the try of a tcc
     and the action of an xa."""
     phase2_url: str = ""
     """Of the action of an xa: what it registers, to be called for commit or rollback."""
@@ -151,7 +151,7 @@ def success_body(value: object) -> Mapping[str, object]:
 
 
 def answer_to(error: Exception, query: Mapping[str, str]) -> Answer:
-    """Map what an endpoint raised. What is no answer is logged, and the coordinator will call again."""
+    """Map what an endpoint raised. Anything else than an answer is logged, and the coordinator will call again."""
     match error:
         case BranchFailed():
             return Answer(STATUS_FAILURE, {RESULT_KEY: ResultWord.FAILURE, "message": str(error)})

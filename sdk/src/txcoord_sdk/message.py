@@ -44,7 +44,7 @@ class Message:
     """Calls that are made for certain once the message is submitted, and never if it is aborted.
 
     There is nothing to undo: each call is repeated until it is answered with success. So receivers
-    have no way to refuse. What may be refused belongs into a saga or a TCC transaction.
+    have no way to refuse. What may be refused belongs in a saga or a TCC transaction.
 
     Steps run one after another; with `concurrent` they start together. The gid is made here unless
     given. It is the message's identity: submitting the same message again never delivers it twice over,
@@ -69,7 +69,7 @@ class Message:
         give_up_after: give a step up when it has not succeeded this long after its turn came: after the delay, and
             after the end of the step before it unless `concurrent`.
         protocol: `grpc` if URLs, those of a topic's subscribers included, have the form
-            `host:port/package.Service/Method`; told by the steps and the check-back if None.
+            `host:port/package.Service/Method`; inferred from the steps and the check-back if None.
 
     Raises:
         ValueError: an option cannot mean anything; the sentence says what is allowed.

@@ -54,7 +54,7 @@ class Saga:
         retry_limit: give up and compensate when an action has been repeated this often.
             Without it actions are repeated until they are answered; compensations always are.
         branch_headers: sent with every call of a branch, e.g. for authorisation.
-        protocol: `grpc` if URLs have the form `host:port/package.Service/Method`; told by them if None.
+        protocol: `grpc` if URLs have the form `host:port/package.Service/Method`; inferred from the URLs if None.
 
     Raises:
         ValueError: an option cannot mean anything; the sentence says what is allowed.

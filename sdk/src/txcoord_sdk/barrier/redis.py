@@ -2,7 +2,7 @@
 
     passage, left = await branch.barrier.redis_call(client, Increment("stock:3", -20))
 
-What it does is told by `BranchBarrier.redis_call`; the scripts are in `txcoord.barrier.redis`. Clients are
+`BranchBarrier.redis_call` says what it does; the scripts are in `txcoord.barrier.redis`. Clients are
 those of the package redis: async or not, of one server or of a cluster.
 """
 
@@ -166,7 +166,8 @@ def check_client(client: object, *, is_async: bool) -> None:
     """Let a client pass that runs commands at once, and in the way that is wanted.
 
     Raises:
-        BarrierError: it is none, or gathers commands, or is async where a blocking one is wanted, or the reverse.
+        BarrierError: it is not a client, or gathers commands, or is async where a blocking one is wanted, or the
+            reverse.
     """
     kind = f"{type(client).__module__}.{type(client).__qualname__}"
     if isinstance(client, _PIPELINES):

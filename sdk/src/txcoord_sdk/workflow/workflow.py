@@ -33,7 +33,7 @@ NO_HEADERS: Mapping[str, str] = {}
 class _AnyBranch:
     """One branch of a workflow: first what is to follow it, then its step; each at most once.
 
-    What follows is called by who runs the workflow, when its function has ended and all its steps with it: the
+    What follows is called by whoever runs the workflow, when its function has ended and all its steps with it: the
     last branch first, one after another, and again until it succeeds. It has no way to refuse. That of a step
     that was refused is left out.
     """

@@ -224,7 +224,7 @@ class _AnyWorkflows(ABC):
     # -- resume --------------------------------------------------------------------------
 
     async def _resume_once(self, registered: Registered, gid: str, data: bytes) -> _Ended:
-        # Only looked up, never opened: who calls this endpoint cannot start what the coordinator does not know.
+        # Only looked up, never opened: whoever calls this endpoint cannot start what the coordinator does not know.
         found: WorkflowAnswer = await self._carry(self._rules.find_workflow(gid))
         if found.transaction is None or found.transaction.pattern is not Pattern.WORKFLOW:
             raise TransactionNotFoundError(gid, None, "no workflow has this gid")
@@ -449,9 +449,9 @@ class AsyncWorkflows(_AnyWorkflows):
         try:
             ended = await execution
         except BaseException as error:
-            # Who waits for it was not cancelled itself, and gets an error that says what to do.
+            # Whoever waits for it was not cancelled itself, and gets an error that says what to do.
             future.set_exception(error if isinstance(error, Exception) else _broken_off(gid))
-            future.exception()  # if nobody waits for it, that is no fault
+            future.exception()  # if nobody waits for it, that is not a fault
             raise
         finally:
             del self._running[gid]

@@ -55,7 +55,7 @@ async def take_part(
     Raises:
         BranchFailed, BranchOngoing: to be answered so, as the endpoints of `txcoord_sdk.fastapi` and
             `txcoord_sdk.starlette` do.
-        InvalidRequestError: this is no call of an XA branch.
+        InvalidRequestError: this is not a call of an XA branch.
         XaError: the database, or the source, cannot do XA.
     """
     key = _key(branch)

@@ -7,7 +7,7 @@ What has to hold whatever is lost, doubled, late or killed:
 - A rollback that comes before its phase 1 writes the barrier's row, so that phase 1, when it comes,
   finds it taken. While phase 1 is between its own insert and its prepare, the rollback's insert waits
   for it, only for a while: it then answers "ongoing", and is called again.
-- "No such transaction" is no proof that it was committed: MySQL and MariaDB say so too while the
+- "No such transaction" is not a proof that it was committed: MySQL and MariaDB say so too while the
   connection that prepared it is still open there (its process was killed, its network cut). The row
   is proof: it was written within the transaction, so it is visible once that is committed, locked
   while it is not, and gone when it was rolled back. So every such answer is followed by a look at it.
@@ -456,8 +456,8 @@ class _PhaseTwo(_Phase):
 async def prepared_xids(link: Link) -> Collection[str]:
     """Return the names of what is prepared in this database, whosever it is.
 
-    MySQL shows all of the server's, and foreign ones may be bytes of any kind: what is no text
-    or has a second part is none of ours.
+    MySQL shows all of the server's, and foreign ones may be bytes of any kind: what is not text
+    or has a second part is not ours.
     """
     if link.database is Database.MYSQL:
         names = []

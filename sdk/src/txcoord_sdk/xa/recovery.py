@@ -191,7 +191,7 @@ def _judged(xid: str, key: XaKey | None, transaction: Transaction | None) -> Lef
 
 def _fate_in_success(key: XaKey, transaction: Transaction) -> Fate:
     own = [branch for branch in transaction.branches if branch.branch_id == key.branch_id]
-    # One that it did not commit is none that it knows.
+    # One that it did not commit it does not know.
     if not own:
         return Fate.UNKNOWN
     # A workflow may succeed although a step was refused.

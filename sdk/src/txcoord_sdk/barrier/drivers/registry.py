@@ -25,7 +25,7 @@ def driver_of(connection: object, *, is_async: bool) -> Driver:
     """Return the driver for a connection or session.
 
     Raises:
-        BarrierError: it is none that is known, or a blocking one where an async one is wanted, or the other way.
+        BarrierError: it is of an unknown kind, or a blocking one where an async one is wanted, or the other way.
     """
     driver = _find(connection)
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
