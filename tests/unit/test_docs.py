@@ -15,7 +15,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 # The first is made from test results; the others have still to be wrapped.
-WIDE = {"conformance.md", "interop.md", "performance.md"}
+WIDE = {"conformance.md"}
 
 
 def prose(page: Path) -> Iterator[tuple[int, str]]:
