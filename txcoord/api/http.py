@@ -75,11 +75,10 @@ class _Route:
 class HttpApi:
     """ASGI application: requests in, calls of the service, answers out."""
 
-    def __init__(self, service: Service, *, max_body_bytes: int, mounted: Mapping[str, AsgiApp] | None = None) -> None:
+    def __init__(self, service: Service, *, max_body_bytes: int) -> None:
         self._service = service
         self._operations = Operations(service)
         self._max_body_bytes = max_body_bytes
-        self._mounted = dict(mounted or {})
         posts: Mapping[str, Callable[[bytes], Awaitable[Answer]]] = {
             "prepare": self._prepare,
             "submit": self._submit,
@@ -129,16 +128,11 @@ class HttpApi:
         if scope["type"] != "http":
             raise NotImplementedError(f"only HTTP is served here, not {scope['type']}")
         started = perf_counter()
-        route = self._routes.get((scope["method"], scope["path"]))
-        if route is None:
-            for prefix, app in self._mounted.items():
-                if scope["path"].startswith(prefix):
-                    return await app(scope, receive, send)
-            route = self._find(scope["method"], scope["path"])
+        route = self._routes.get((scope["method"], scope["path"])) or self._find(scope["method"], scope["path"])
         try:
             answer = await self._answer(route, scope, receive)
         except _ClientGoneError:
-            return None
+            return
         await send(
             {
                 "type": "http.response.start",
@@ -152,7 +146,6 @@ class HttpApi:
         )
         await send({"type": "http.response.body", "body": answer.body})
         route.metrics.answered(answer.status, perf_counter() - started)
-        return None
 
     def _find(self, method: str, path: str) -> _Route:
         path = _plain(path)
