@@ -199,7 +199,12 @@ def payload_of(payload: object, *urls: str) -> bytes:
         if payload is None:
             return b""
         raise ValueError(f"what is called over gRPC takes a protobuf message or bytes, not {type(payload).__name__}")
-    return body_text(payload).encode()
+    if isinstance(payload, str):
+        return payload.encode()
+    try:
+        return msgspec.json.encode(payload, enc_hook=plain)
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise ValueError(f"the payload cannot be written as JSON: {error}") from error
 
 
 def json_body(fields: Fields) -> bytes:
@@ -221,16 +226,3 @@ def _with_text(value: object) -> object:
             return [_with_text(each) for each in value]
         case _:
             return value
-
-
-def body_text(payload: object) -> str:
-    """Return the exact body of the calls that carry a payload."""
-    if isinstance(payload, str):
-        return payload
-    try:
-        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload, enc_hook=plain)
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError("a payload of bytes must be UTF-8 text: the wire carries it as a string") from error
-    except (TypeError, msgspec.MsgspecError) as error:
-        raise ValueError(f"the payload cannot be written as JSON: {error}") from error
