@@ -206,6 +206,19 @@ async def test_a_branch_that_refuses_needs_an_operator_and_goes_on_when_one_says
     assert cluster.calls() == [f"02 {op}"] * (MOST_REFUSALS + 1) + [f"01 {op}"]
 
 
+async def test_who_submits_again_and_waits_is_told_that_an_operator_is_needed(cluster: Cluster, tcc: Tcc) -> None:
+    cluster.participants.always("01 confirm", FAILURE)
+    await tcc.prepare()
+    await tcc.register("01")
+    await tcc.submit(wait=False)
+    await cluster.store.wait_until(lambda stored: stored.tx.due_us == NEVER_US, "g1", within_s=7200.0)
+
+    result = await tcc.submit()
+
+    refused = f"confirm of branch 01 answered failure {MOST_REFUSALS} times: no stock"
+    assert (result.status, result.reason) == (Status.SUBMITTED, f"g1 needs an operator: {refused}")
+
+
 # -- the deadline --------------------------------------------------------------------------
 
 

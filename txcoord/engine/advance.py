@@ -7,7 +7,7 @@ from random import Random
 from typing import assert_never
 
 from txcoord import metrics
-from txcoord.alert import Alert, Alerts, alert_of_call, alert_of_wait
+from txcoord.alert import Alert, Alerts, alert_of_call, alert_of_wait, what_needs_an_operator
 from txcoord.decision import Call, Done, GiveUp, MoveTo, Wait
 from txcoord.dispatch.base import BranchRequest, CallResult, Dispatcher
 from txcoord.engine.clock import Clock, sleep_until
@@ -28,7 +28,6 @@ from txcoord.record import (
 )
 from txcoord.retry import RetryDefaults, jittered_us
 from txcoord.store.base import Applied, Save
-from txcoord.two_phase.decide import MOST_REFUSALS
 from txcoord.workflow.request import name_of
 
 log = get_logger()
@@ -378,11 +377,11 @@ def _what_it_waits_for(tx: GlobalTransaction) -> str:
     """Say why it turned round, or which operation has to be repeated and why: for a submit that waits."""
     if tx.rollback_reason:
         return tx.rollback_reason
+    if what := what_needs_an_operator(tx):
+        return f"{tx.gid} needs an operator: {what}"
     for op in tx.branches:
         if op.status is OpStatus.PREPARED and op.due_us and op.attempts and op.op is not Op.MSG:
             last = op.attempts[-1]
             what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
-            if op.refusals >= MOST_REFUSALS and tx.pattern is not Pattern.MSG:
-                return f"{what} needs an operator: it answered failure {op.refusals} times in a row ({last.detail})"
             return f"{what} is to be repeated: it answered {last.outcome} ({last.detail})"
     return f"{tx.gid} is {tx.status} and goes on by itself"
