@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
+from txcoord.grpc_call import GRPC_FORM, fault_of_metadata, read_url
 from txcoord.jsonrpc import BadParamsError, method_of, read_params
 from txcoord.model import Options, Status
 from txcoord.protocol import GRPC, HTTP, JSON_RPC, METHOD_PARAMETER, branch_id_of
@@ -193,28 +194,12 @@ def is_grpc(url: str, protocol: str) -> bool:
     return protocol != HTTP and not url.startswith(("http://", "https://"))
 
 
-def fault_of_metadata(key: str, value: str) -> str:
-    """Say why a name (in lower case) and a value cannot be metadata of a gRPC call; "" if they can."""
-    if not _METADATA_KEY.fullmatch(key):
-        return "is not a metadata name (letters, digits, hyphens, dots and underscores)"
-    # What a "-bin" name has is sent as bytes.
-    is_sendable = key.endswith("-bin") or _METADATA_VALUE.fullmatch(value)
-    return "" if is_sendable else "has a value that metadata cannot carry (printable ASCII)"
-
-
-_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
-_METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
-
-GRPC_FORM = "host:port/package.Service/Method"
-_GRPC_URL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?/[A-Za-z_][\w.]*/[A-Za-z_]\w*", re.ASCII)
-
-
 def _fault_of_grpc_url(url: str) -> str:
-    match = _GRPC_URL.fullmatch(url)
-    if match is None:
-        return f"cannot be called over gRPC: it must be of the form {GRPC_FORM}"
-    is_port = match[2] is None or 0 < int(match[2][1:]) < 65_536
-    return "" if is_port else "cannot be called over gRPC: its port is not one from 1 to 65535"
+    try:
+        read_url(url)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 @lru_cache(maxsize=4096)

@@ -21,6 +21,7 @@ PURE = frozenset(
         "decision",
         "errors",
         "gid",
+        "grpc_call",
         "jsonrpc",
         "model",
         "msg",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from txcoord import __version__
 from txcoord.api.replies import RETRY_AFTER_S
+from txcoord.grpc_call import GRPC_FORM
 from txcoord.model import OpStatus, Outcome, Pattern, Status
 from txcoord.protocol import (
     API_BASE,
@@ -25,7 +26,7 @@ from txcoord.protocol import (
     STATUS_ONGOING,
     ResultWord,
 )
-from txcoord.request import GRPC_FORM, MAX_BRANCH_ID_LENGTH, MAX_GID_LENGTH
+from txcoord.request import MAX_BRANCH_ID_LENGTH, MAX_GID_LENGTH
 from txcoord.workflow.request import STEP_OPS
 
 Json = dict[str, Any]

@@ -31,7 +31,6 @@ ORIGIN_OPS: Mapping[str, str] = {Op.CANCEL: Op.TRY, Op.COMPENSATE: Op.ACTION, Op
 LIMITS: Mapping[str, int] = {"trans_type": 45, "gid": 128, "branch_id": 128, "op": 45, "barrier_id": 45}
 """Characters that the table's columns hold. MySQL's `insert ignore` would cut what is longer."""
 
-CHECK_BACK_BRANCH_ID = "00"
 CHECK_BACK_BARRIER_ID = "01"
 
 

@@ -7,11 +7,9 @@ costs is spent in gRPC's own core; so this module keeps what it can from one cal
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -27,21 +25,15 @@ from txcoord.dispatch.results import Results
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ClientTls, ParticipantTls
 from txcoord.dispatch.url import BadUrlError
+from txcoord.grpc_call import Metadata, as_ascii, metadata_of, read_url
 from txcoord.model import Outcome, Pattern
 from txcoord.outcome import clean, understand_grpc
 from txcoord.proto.workflow_pb2 import WorkflowData
-from txcoord.protocol import CONNECTION_HEADERS, METADATA_PREFIX
-from txcoord.request import GRPC_FORM, fault_of_metadata
+from txcoord.protocol import METADATA_PREFIX
 
-Metadata = tuple[tuple[str, str | bytes], ...]
 _Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
-_URL = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::([0-9]{1,5}))?(/[A-Za-z_][\w.]*/[A-Za-z_]\w*)", re.ASCII)
-_DEFAULT_PORT = 443  # as gRPC has it, with TLS or without
-
-_OURS = frozenset(f"{METADATA_PREFIX}{name}" for name in ("gid", "trans_type", "branch_id", "op", "dtm"))
-_LEFT_OUT = CONNECTION_HEADERS | _OURS | {"content-type", "user-agent"}
-_GID, _TRANS_TYPE, _BRANCH_ID, _OP, _DTM = (
+_OURS = _GID, _TRANS_TYPE, _BRANCH_ID, _OP, _DTM = tuple(
     f"{METADATA_PREFIX}{name}" for name in ("gid", "trans_type", "branch_id", "op", "dtm")
 )
 
@@ -152,10 +144,10 @@ class GrpcDispatcher(Results):
     def _metadata(self, request: BranchRequest) -> Metadata:
         """Raises `BadHeaderError`."""
         context = (
-            (_GID, _ascii(request.gid)),
+            (_GID, as_ascii(request.gid)),
             (_TRANS_TYPE, request.pattern.value),
-            (_BRANCH_ID, _ascii(request.branch_id)),
-            (_OP, _ascii(request.op)),
+            (_BRANCH_ID, as_ascii(request.branch_id)),
+            (_OP, as_ascii(request.op)),
             (_DTM, ""),
         )
         return context + self._cached_headers(request.headers) if request.headers else context
@@ -295,44 +287,30 @@ def parse_target(url: str) -> GrpcTarget:
     Raises:
         BadUrlError: with a sentence that shows the URL.
     """
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise BadUrlError(f"{clean(ascii(url), 300)} cannot be called over gRPC: it is not of the form {GRPC_FORM}")
-    host, port = match[1].lower(), int(match[2] or _DEFAULT_PORT)
-    if not 0 < port < 65_536:
-        raise BadUrlError(f"{clean(ascii(url), 300)} cannot be called over gRPC: its port is not one from 1 to 65535")
+    try:
+        read = read_url(url)
+    except ValueError as error:
+        raise BadUrlError(f"{clean(ascii(url), 300)} {error}") from error
     return GrpcTarget(
-        host=host.strip("[]"),
-        port=port,
-        method=match[3],
-        origin=f"grpc://{host}:{port}",
+        host=read.host.strip("[]"),
+        port=read.port,
+        method=read.method,
+        origin=f"grpc://{read.host}:{read.port}",
         # With the scheme of its resolver, so that no host is taken for one.
-        address=f"dns:///{host}:{port}",
+        address=f"dns:///{read.host}:{read.port}",
     )
 
 
 def make_metadata(headers: Iterable[tuple[str, str]]) -> Metadata:
-    """Turn branch headers into metadata; names in lower case, values of `-bin` names as bytes.
-
-    What describes the connection is left out, and what the coordinator says itself.
+    """Turn branch headers into metadata, without what the coordinator says itself.
 
     Raises:
         BadHeaderError: a name or value cannot be metadata.
     """
-    found: dict[str, str | bytes] = {}
-    for name, value in headers:
-        key = name.lower()
-        if key in _LEFT_OUT or key.startswith("grpc-"):
-            continue
-        if fault := fault_of_metadata(key, value):
-            raise BadHeaderError(f"the branch header {clean(name, 80)!a} cannot be sent over gRPC: it {fault}")
-        found[key] = value.encode("utf-8", "replace") if key.endswith("-bin") else value
-    return tuple(found.items())
-
-
-def _ascii(text: str) -> str:
-    """Metadata is printable ASCII; what is not is percent-encoded, as in the query of an HTTP call."""
-    return text if text.isascii() and text.isprintable() else quote(text, safe="", errors="replace")
+    try:
+        return metadata_of(headers, ours=_OURS)
+    except ValueError as error:
+        raise BadHeaderError(str(error)) from error
 
 
 def _describe(answer: GrpcAnswer, outcome: Outcome, *, limit: int) -> str:

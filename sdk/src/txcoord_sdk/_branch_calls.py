@@ -5,27 +5,17 @@ Over HTTP they say in the query which branch operation they are, over gRPC in th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from txcoord.grpc_call import as_ascii, metadata_of
 from txcoord.model import Outcome
 from txcoord.outcome import understand, understand_grpc
-from txcoord.protocol import (
-    API_BASE,
-    CONNECTION_HEADERS,
-    COORDINATOR_PARAMETER,
-    METADATA_PREFIX,
-    PHASE2_PARAMETER,
-)
+from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, METADATA_PREFIX, PHASE2_PARAMETER
 from txcoord_sdk._calls import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer
 from txcoord_sdk._checks import is_grpc_url
 from txcoord_sdk._rules import text_of
-
-_METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
-_METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
-_LEFT_OUT = CONNECTION_HEADERS | {"content-type", "user-agent"}
 
 
 def branch_call(
@@ -64,7 +54,7 @@ def branch_call(
         target=target,
         method=f"/{method}",
         message=payload,
-        metadata=_metadata(headers or {}, named),
+        metadata=(*metadata_of((headers or {}).items(), ours=named), *named.items()),
         timeout_s=timeout_s,
         is_branch=True,
     )
@@ -81,25 +71,6 @@ def _with_query(url: str, ours: str) -> str:
     parts = urlsplit(url)
     # Ours last: of two with the same name, participants take the last.
     return urlunsplit(parts._replace(query=f"{parts.query}&{ours}" if parts.query else ours, fragment=""))
-
-
-def _metadata(headers: Mapping[str, str], ours: Mapping[str, str]) -> tuple[tuple[str, str | bytes], ...]:
-    found: dict[str, str | bytes] = {}
-    for header, value in headers.items():
-        name = header.lower()
-        if name in _LEFT_OUT or name in ours or name.startswith("grpc-"):
-            continue
-        if not _METADATA_NAME.fullmatch(name):
-            raise ValueError(f"the header {header!r} cannot be sent over gRPC: this is not a name of metadata")
-        if not _METADATA_VALUE.fullmatch(value) and not name.endswith("-bin"):
-            raise ValueError(f"the header {header!r} cannot be sent over gRPC: its value is not printable ASCII")
-        found[name] = value.encode() if name.endswith("-bin") else value
-    return (*found.items(), *ours.items())
-
-
-def as_ascii(value: str) -> str:
-    """Write what may be any text as metadata: what is not printable ASCII is percent-encoded as a whole."""
-    return value if _METADATA_VALUE.fullmatch(value) else quote(value, safe="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

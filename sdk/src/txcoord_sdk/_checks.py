@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from txcoord.errors import InvalidRequestError
+from txcoord.grpc_call import GRPC_FORM
 from txcoord.msg.topics import check_topic
-from txcoord.protocol import API_BASE, DEFAULT_GRPC_PORT, GRPC, HTTP
-from txcoord.request import GRPC_FORM, Limits, TransRequest, check_gid, check_options, check_url
-
-TOPIC_PREFIX = "topic://"
+from txcoord.protocol import API_BASE, DEFAULT_GRPC_PORT, GRPC, HTTP, TOPIC_SCHEME
+from txcoord.request import Limits, TransRequest, check_gid, check_options, check_url
 
 GRPC_SCHEMES = ("grpc://", "grpcs://")
 """Of a coordinator's address, if it is spoken to over gRPC; the latter with TLS."""
@@ -77,12 +76,12 @@ def protocol_for(chosen: str | None, urls: Iterable[str]) -> str:
 
 def checked_topic_or_url(url: str) -> str:
     """Return the URL of a branch, or `topic://` with a name."""
-    if not url.startswith(TOPIC_PREFIX):
+    if not url.startswith(TOPIC_SCHEME):
         return checked_url(url, name="url")
     try:
-        checked_topic(url.removeprefix(TOPIC_PREFIX))
+        checked_topic(url.removeprefix(TOPIC_SCHEME))
     except ValueError as error:
-        raise ValueError(f"url {url!r} names no topic, as {TOPIC_PREFIX}name would: {error}") from error
+        raise ValueError(f"url {url!r} names no topic, as {TOPIC_SCHEME}name would: {error}") from error
     return url
 
 

@@ -22,8 +22,8 @@ from enum import Enum, auto
 from inspect import isawaitable, iscoroutine
 from typing import Any, TypeVar
 
-from txcoord.barrier.rule import CHECK_BACK_BRANCH_ID
 from txcoord.model import Op, Pattern
+from txcoord.protocol import CHECK_BACK_BRANCH
 from txcoord_sdk._calls import Flow
 from txcoord_sdk._rules import Rules
 from txcoord_sdk._two_phase_rules import reason_of
@@ -68,7 +68,7 @@ class LocalTransaction:
         self._connection = connection
         # Before anything is sent: a connection that cannot be used is the caller's mistake.
         self._driver = driver_of(connection, is_async=is_async)
-        self._barrier = BranchBarrier(Pattern.MSG, message.gid, CHECK_BACK_BRANCH_ID, Op.MSG, table=table)
+        self._barrier = BranchBarrier(Pattern.MSG, message.gid, CHECK_BACK_BRANCH, Op.MSG, table=table)
         self._is_async = is_async
         self._stage = _Stage.ENTERING
 

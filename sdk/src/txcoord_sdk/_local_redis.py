@@ -11,10 +11,9 @@ from urllib.parse import urlencode, urlsplit
 from redis.exceptions import ResponseError
 
 from txcoord.barrier.redis import tag_of
-from txcoord.barrier.rule import CHECK_BACK_BRANCH_ID
+from txcoord.grpc_call import as_ascii
 from txcoord.model import Op, Pattern
-from txcoord.protocol import METADATA_PREFIX
-from txcoord_sdk._branch_calls import as_ascii
+from txcoord.protocol import CHECK_BACK_BRANCH, METADATA_PREFIX
 from txcoord_sdk._checks import Duration, is_grpc_url
 from txcoord_sdk._local import Carry, submit_committed
 from txcoord_sdk._rules import Rules
@@ -51,7 +50,7 @@ class RedisLocalTransaction:
         self._client = client
         self._work = work
         self._expiry = expiry
-        self._barrier = BranchBarrier(Pattern.MSG, message.gid, CHECK_BACK_BRANCH_ID, Op.MSG)
+        self._barrier = BranchBarrier(Pattern.MSG, message.gid, CHECK_BACK_BRANCH, Op.MSG)
         self._is_async = is_async
 
     async def run(self, query_prepared: str) -> str:

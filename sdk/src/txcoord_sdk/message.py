@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import msgspec
 
 from txcoord.model import Pattern
-from txcoord.protocol import branch_id_of
+from txcoord.protocol import TOPIC_SCHEME, branch_id_of
 from txcoord_sdk._checks import (
-    TOPIC_PREFIX,
     Duration,
     Fields,
     checked_gid,
@@ -168,7 +167,7 @@ class Message:
         Raises:
             ValueError: the name or the payload cannot work, or the message was prepared or submitted already.
         """
-        return self.step(f"{TOPIC_PREFIX}{checked_topic(topic)}", payload)
+        return self.step(f"{TOPIC_SCHEME}{checked_topic(topic)}", payload)
 
     def add_header(self, name: str, value: str) -> None:
         """Have a header sent with every call, the check-back included; for the SDK itself."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 from txcoord.barrier import rule
 from txcoord.barrier.rule import BarrierCall, Found, Passage, Row
 from txcoord.barrier.tables import find_values, insert_values, statements, table_name
+from txcoord.protocol import CHECK_BACK_BRANCH
 from txcoord_sdk._checks import Duration
 from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
 from txcoord_sdk.barrier.drivers.registry import driver_of
@@ -222,7 +223,7 @@ class BranchBarrier:
     ) -> bool:
         from txcoord_sdk.barrier.redis import Marks
 
-        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=rule.CHECK_BACK_BRANCH_ID)
+        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=CHECK_BACK_BRANCH)
         return await Marks(client, call, is_async=is_async, expiry=expiry).check_back(key)
 
     def _scope(self, connection: object, *, is_async: bool, commit: bool, barrier_id: str | None) -> _Scope:
@@ -243,7 +244,7 @@ class BranchBarrier:
         )
 
     async def _query_prepared(self, driver: Driver) -> bool:
-        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=rule.CHECK_BACK_BRANCH_ID)
+        call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=CHECK_BACK_BRANCH)
         return await _Scope(driver, call, table=self._table, commit=True).check_back()
 
 
