@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from txcoord import __version__
 from txcoord.errors import SchemaError, StoreUnavailableError, TxcoordError
 from txcoord.settings import (
+    FIELDS,
     Loaded,
     Settings,
     SettingsError,
@@ -32,7 +33,6 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="txcoord",
-    help="A distributed transaction coordinator that speaks the DTM protocol.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,80 +43,59 @@ app.add_typer(db, name="db")
 xa = typer.Typer(help="The participants' databases in XA transactions.", no_args_is_help=True)
 app.add_typer(xa, name="xa")
 
+
+def _flag(setting: str, name: str | None = None) -> Any:
+    """The flag that sets a setting: its help is what the table of settings says."""
+    field = FIELDS[setting]
+    if choices := get_args(field.annotation):
+        metavar = "|".join(choices)
+    elif setting.endswith("_s"):
+        metavar = "SECONDS"
+    else:
+        metavar = "NUMBER" if field.annotation is int else "URL" if setting == "store" else "ADDRESS"
+    help_text = f"{field.description} Default: {shown(field.default)}"
+    return typer.Option(name or f"--{setting.replace('_', '-')}", help=help_text, show_default=False, metavar=metavar)
+
+
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings (or TXCOORD_CONFIG).", show_default=False, metavar="FILE")
 ]
-Store = Annotated[
-    str | None,
-    typer.Option(
-        help="Where transactions are kept: sqlite:///file.db, mysql://…, postgresql://… or memory://.",
-        show_default=False,
-        metavar="URL",
-    ),
-]
+Store = Annotated[str | None, _flag("store")]
 Other = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting; may be repeated.", show_default=False, metavar="NAME=VALUE"),
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A distributed transaction coordinator that speaks the DTM protocol."""
+
+
 @app.command()
 def serve(
     config: Config = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
-    port: Annotated[str | None, typer.Option(help="Port to listen on.", show_default=False, metavar="NUMBER")] = None,
-    grpc_port: Annotated[
-        str | None,
-        typer.Option(
-            "--grpc-port", help="Port of the gRPC API; 0 for a free one.", show_default=False, metavar="NUMBER"
-        ),
-    ] = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            help="Processes that share the port; more than 1 needs a server database.",
-            show_default=False,
-            metavar="NUMBER",
-        ),
-    ] = None,
+    host: Annotated[str | None, _flag("host")] = None,
+    port: Annotated[str | None, _flag("port")] = None,
+    grpc_port: Annotated[str | None, _flag("grpc_port")] = None,
+    workers: Annotated[str | None, _flag("workers")] = None,
     store: Store = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.", show_default=False, metavar="LEVEL")
-    ] = None,
-    log_format: Annotated[
-        str | None, typer.Option(help="auto, json or text.", show_default=False, metavar="FORMAT")
-    ] = None,
-    lease_s: Annotated[
-        str | None,
-        typer.Option(
-            "--lease",
-            help="How long a node may be silent before the others take over its transactions.",
-            show_default=False,
-            metavar="SECONDS",
-        ),
-    ] = None,
-    drain_s: Annotated[
-        str | None,
-        typer.Option(
-            "--drain",
-            help="Longest time after SIGTERM for calls under way to end.",
-            show_default=False,
-            metavar="SECONDS",
-        ),
-    ] = None,
-    request_timeout_s: Annotated[
-        str | None,
-        typer.Option("--request-timeout", help="Time limit of a branch call.", show_default=False, metavar="SECONDS"),
-    ] = None,
-    retry_interval_s: Annotated[
-        str | None,
-        typer.Option(
-            "--retry-interval",
-            help="Time until a branch that answered ONGOING is asked again.",
-            show_default=False,
-            metavar="SECONDS",
-        ),
-    ] = None,
+    log_level: Annotated[str | None, _flag("log_level")] = None,
+    log_format: Annotated[str | None, _flag("log_format")] = None,
+    lease_s: Annotated[str | None, _flag("lease_s", "--lease")] = None,
+    drain_s: Annotated[str | None, _flag("drain_s", "--drain")] = None,
+    request_timeout_s: Annotated[str | None, _flag("request_timeout_s", "--request-timeout")] = None,
+    retry_interval_s: Annotated[str | None, _flag("retry_interval_s", "--retry-interval")] = None,
     other: Other = None,
 ) -> None:
     """Run the coordinator until SIGTERM or Ctrl+C.
@@ -238,7 +217,7 @@ def current(config: Config = None, store: Store = None) -> None:
 
 @xa.command()
 def recover(
-    url: Annotated[str, typer.Option(help="A participant's database: mysql://… or postgresql://….", metavar="URL")],
+    url: Annotated[str, typer.Option(help="A participant's database: mysql://… or postgresql://…", metavar="URL")],
     coordinator: Annotated[
         str | None,
         typer.Option(

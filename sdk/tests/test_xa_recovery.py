@@ -273,7 +273,7 @@ def test_what_outlived_its_server_is_found(
 
 
 def test_the_command_shows_and_ends(sweeper: Sweeper, gid: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["recover", sweeper.ledger.url, "--coordinator", sweeper.url]
+    arguments = ["recover", "--url", sweeper.ledger.url, "--coordinator", sweeper.url]
     assert main(arguments) == 0
     assert capsys.readouterr().out == "no prepared transaction of ours\n"
     sweeper.leave(gid)
@@ -297,7 +297,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
         (["nonsense"], "not a database URL"),
         (["mysql://root@127.0.0.1:1/x", "--coordinator", "ftp://x"], "ftp://x"),
     ):
-        assert main(["recover", *arguments]) == 1
+        assert main(["recover", "--url", *arguments]) == 1
         assert words in capsys.readouterr().err
 
 

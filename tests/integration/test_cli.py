@@ -21,6 +21,7 @@ from tests.e2e.harness import ROOT, upgrade
 from tests.integration.scripted import Participant
 from tests.processes import descendants
 from txcoord import __version__
+from txcoord.settings import FIELDS
 from txcoord_sdk.barrier import create_table_at
 from txcoord_sdk.xa import XaKey, prepare_sync
 
@@ -101,7 +102,7 @@ async def submit(url: str, action: str, *, wait: bool) -> httpx.Response:
 
 
 def test_version() -> None:
-    assert txcoord("version").stdout == f"{__version__}\n"
+    assert txcoord("version").stdout == txcoord("--version").stdout == f"{__version__}\n"
 
 
 def test_every_command_has_help() -> None:
@@ -109,6 +110,13 @@ def test_every_command_has_help() -> None:
         shown = txcoord(*command, "-h")
         assert shown.returncode == 0
         assert "Usage" in shown.stdout
+
+
+def test_the_flags_of_serve_say_what_the_settings_say() -> None:
+    shown = txcoord("serve", "-h", COLUMNS="400").stdout
+
+    for name in ("host", "port", "grpc_port", "workers", "store", "log_level", "log_format", "lease_s", "drain_s"):
+        assert f"{FIELDS[name].description} Default: {FIELDS[name].default}" in shown
 
 
 def test_settings_shows_where_each_came_from_and_no_password() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from txcoord.errors import TxcoordError
+from txcoord_sdk.barrier.connect import cannot_be_used
 from txcoord_sdk.barrier.table import create_table_at
 
 
@@ -17,9 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, created = create_table_at(options.url, table=options.table)
     except TxcoordError as error:
         return _fail(str(error))
-    except Exception as error:  # noqa: BLE001 (each driver has its own tree; the user wants the sentence)
-        words = str(error).strip() or type(error).__name__
-        return _fail(f"the database cannot be used: {words}: see that it runs, and that the URL is right")
+    except Exception as error:  # noqa: BLE001 (see cannot_be_used)
+        return _fail(cannot_be_used(error))
     sys.stdout.write(f"created the barrier table {name}\n" if created else f"the barrier table {name} is there\n")
     return 0
 

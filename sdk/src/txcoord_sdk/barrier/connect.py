@@ -44,6 +44,12 @@ def connect(url: str) -> tuple[Database, Any]:
             return database, _postgresql(rest)
 
 
+def cannot_be_used(error: Exception) -> str:
+    """Say that a database failed: each driver has its own tree of errors, and the user wants the sentence."""
+    words = str(error).strip() or type(error).__name__
+    return f"the database cannot be used: {words}: see that it runs, and that the URL is right"
+
+
 def _sqlite(rest: str) -> sqlite3.Connection:
     path = rest.partition("?")[0]
     if not path.startswith("/") or path in ("/", "/:memory:"):

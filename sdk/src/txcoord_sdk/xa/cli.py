@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from txcoord.barrier.tables import Database
 from txcoord.errors import TxcoordError
-from txcoord_sdk.barrier.connect import connect
+from txcoord_sdk.barrier.connect import cannot_be_used, connect
 from txcoord_sdk.coordinator import Coordinator
 from txcoord_sdk.xa.errors import XaError
 from txcoord_sdk.xa.recovery import Leftover, recover_sync
@@ -44,9 +44,7 @@ def recover_at(
     except TxcoordError:
         raise
     except Exception as error:
-        # Each driver has its own tree of errors; the user wants the sentence.
-        words = str(error).strip() or type(error).__name__
-        raise XaError(f"the database cannot be used: {words}: see that it runs, and that the URL is right") from error
+        raise XaError(cannot_be_used(error)) from error
 
 
 def row(leftover: Leftover) -> tuple[str, ...]:
@@ -94,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="txcoord-xa", description="Look after the XA branches of a service.")
     commands = parser.add_subparsers(required=True, metavar="command")
     recover = commands.add_parser("recover", help="show prepared transactions that nobody will end, and end them")
-    recover.add_argument("url", metavar="URL", help="the service's database: mysql://… or postgresql://…")
+    recover.add_argument(
+        "--url", required=True, metavar="URL", help="the service's database: mysql://… or postgresql://…"
+    )
     recover.add_argument("--coordinator", metavar="URL", help="default: TXCOORD_URL, or http://127.0.0.1:36789")
     recover.add_argument("--end", action="store_true", help="commit what has succeeded, roll back what has failed")
     recover.add_argument(
