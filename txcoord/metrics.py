@@ -14,12 +14,15 @@ process is scraped adds them all up.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import disable_created_metrics as _disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from txcoord import __version__
 from txcoord.model import Op, Outcome, Pattern, Status
@@ -192,13 +195,32 @@ def journal_flushed(*, changes: int, seconds: float) -> None:
 # -- exposition -----------------------------------------------------------------------
 
 
-def exposition() -> bytes:
-    """All metrics in Prometheus' text format; with several workers, those of all of them."""
-    if MULTIPROCESS_DIR not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+def exposition(unfinished: Mapping[Status, int] | None = None) -> bytes:
+    """All metrics in Prometheus' text format; with several workers, those of all of them.
+
+    Args:
+        unfinished: what the store counts, which is no process's own; None: it is not known, and left out.
+    """
+    registry = REGISTRY
+    if MULTIPROCESS_DIR in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry) + (b"" if unfinished is None else generate_latest(_Unfinished(unfinished)))
+
+
+class _Unfinished(Collector):
+    """Not a gauge: that would be kept, and added up over the workers."""
+
+    def __init__(self, counts: Mapping[Status, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "txcoord_unfinished", "Transactions in the store that have not ended.", labels=["status"]
+        )
+        for status, count in self._counts.items():
+            gauge.add_metric([status.value], count)
+        yield gauge
 
 
 def forget_process(pid: int) -> None:

@@ -31,6 +31,7 @@ from txcoord.saga.request import build_saga
 from txcoord.store.base import ListQuery, Store, Stored
 from txcoord.topic_service import TopicService
 from txcoord.two_phase.request import build_two_phase, submitted
+from txcoord.unfinished import UnfinishedCount
 from txcoord.workflow.request import build_workflow, ended
 
 log = get_logger()
@@ -70,6 +71,7 @@ class Service:
         self._retry_interval_s = retry_interval_s
         self._clock = clock or SystemClock()
         self._random = random or SystemRandom()
+        self.unfinished = UnfinishedCount(store)
         self.topics = TopicService(store=store, limits=limits, clock=self._clock, random=self._random)
 
     def new_gid(self) -> str:
@@ -334,10 +336,6 @@ class Service:
     async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
         """Transactions that match, newest first."""
         return await self._store.list_transactions(query)
-
-    async def count_by_status(self) -> dict[Status, int]:
-        """How many unfinished transactions there are in each status."""
-        return await self._store.count_by_status()
 
     async def check_ready(self) -> None:
         """Return if new work is welcome.

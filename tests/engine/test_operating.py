@@ -12,6 +12,8 @@ from txcoord.model import OpStatus, Outcome, Status
 from txcoord.request import SubmitResult, TransRequest
 from txcoord.service import FORCE_STOPPED
 from txcoord.store.base import ListQuery
+from txcoord.store.memory import MemoryStore
+from txcoord.unfinished import COUNTED_EVERY_S, PATIENCE_S, UnfinishedCount
 
 STOPPED = SubmitResult(waited=True, status=Status.FAILED, reason=FORCE_STOPPED)
 
@@ -202,7 +204,7 @@ async def test_a_query_elsewhere_shows_what_is_stored(cluster: Cluster) -> None:
     assert await other.service.query("g2") is None
 
 
-async def test_transactions_are_listed_and_counted(cluster: Cluster) -> None:
+async def test_transactions_are_listed(cluster: Cluster) -> None:
     node = await cluster.start_node()
     await node.submit("g1")
     cluster.participants.always("01 action", ONGOING)
@@ -211,7 +213,63 @@ async def test_transactions_are_listed_and_counted(cluster: Cluster) -> None:
     listed = await node.service.list_transactions(ListQuery(limit=10))
 
     assert [stored.tx.gid for stored in listed] == ["g2", "g1"]
-    assert await node.service.count_by_status() == {Status.SUBMITTED: 1}
+
+
+async def test_what_is_unfinished_is_counted_and_the_count_holds_for_a_while(cluster: Cluster) -> None:
+    node = await cluster.start_node()
+    cluster.participants.always("01 action", ONGOING)
+    await node.submit("g1")
+    first = await node.service.unfinished.by_status()
+    await node.submit("g2")
+
+    assert first == {Status.PREPARED: 0, Status.SUBMITTED: 1, Status.ABORTING: 0}
+    assert await node.service.unfinished.by_status() == first
+    await asyncio.sleep(COUNTED_EVERY_S)
+    assert await node.service.unfinished.by_status() == {**first, Status.SUBMITTED: 2}
+
+
+async def test_a_store_that_is_away_is_not_asked_again_at_once(cluster: Cluster) -> None:
+    node = await cluster.start_node()
+    cluster.store.is_down = True
+    assert await node.service.unfinished.by_status() is None
+    cluster.store.is_down = False
+
+    assert await node.service.unfinished.by_status() is None
+    await asyncio.sleep(COUNTED_EVERY_S)
+    assert await node.service.unfinished.by_status() is not None
+
+
+class SlowStore(MemoryStore):
+    """Takes its time to count."""
+
+    takes_s = 2.0
+    asked = 0
+
+    async def count_by_status(self) -> dict[Status, int]:
+        self.asked += 1
+        await asyncio.sleep(self.takes_s)
+        return await super().count_by_status()
+
+
+async def test_a_count_that_took_long_holds_for_long(cluster: Cluster) -> None:
+    store = SlowStore()
+    count = UnfinishedCount(store)
+
+    await asyncio.gather(count.by_status(), count.by_status())
+    await asyncio.sleep(30.0)
+    assert await count.by_status() is not None
+    assert store.asked == 1
+    await asyncio.sleep(10.0)
+    await count.by_status()
+    assert store.asked == 2
+
+
+async def test_a_count_that_takes_too_long_is_not_waited_for(cluster: Cluster) -> None:
+    store = SlowStore()
+    store.takes_s = 3600.0
+
+    async with asyncio.timeout(PATIENCE_S + 0.1):
+        assert await UnfinishedCount(store).by_status() is None
 
 
 async def test_ready_means_that_the_store_answers(cluster: Cluster) -> None:

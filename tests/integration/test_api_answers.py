@@ -48,6 +48,7 @@ from txcoord.service import Service
 from txcoord.store.base import ListQuery, Stored
 from txcoord.store.memory import MemoryStore
 from txcoord.topic_service import TopicService
+from txcoord.unfinished import UnfinishedCount
 
 NOON_US = 1_767_268_800 * MICROSECONDS  # 2026-01-01T12:00:00Z
 BASE = "/api/dtmsvr"
@@ -64,6 +65,7 @@ class FakeService(Service):
         self.count = 0
         self.asked: list[Any] = []
         self.store = MemoryStore(now_us=lambda: NOON_US)
+        self.unfinished = UnfinishedCount(self.store)
         clock = SystemClock()
         self.topics = TopicService(store=self.store, limits=Limits(max_branches=3), clock=clock, random=Random(1))
 
@@ -361,6 +363,18 @@ async def test_metrics_have_no_label_from_a_client(http: httpx.AsyncClient) -> N
     assert 'api="other"' in answer.text
     assert "limit=2" not in answer.text
     assert "unheard-of" not in answer.text
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_what_the_store_does_not_say_is_left_out(
+    http: httpx.AsyncClient, service: FakeService, is_down: bool
+) -> None:
+    service.store.is_down = is_down
+
+    answer = await http.get("/api/metrics")
+
+    assert answer.status_code == 200
+    assert ('txcoord_unfinished{status="aborting"} 0.0' in answer.text) is not is_down
 
 
 # -- bodies ---------------------------------------------------------------------------

@@ -273,7 +273,7 @@ class HttpApi:
         return answers.ok({"msg": "pong"})
 
     async def _metrics(self, _query: Query) -> Answer:
-        return Answer(200, metrics.exposition(), metrics.CONTENT_TYPE)
+        return Answer(200, metrics.exposition(await self._service.unfinished.by_status()), metrics.CONTENT_TYPE)
 
     async def _healthz(self, _query: Query) -> Answer:
         return answers.ok({"status": "ok"})
