@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote, unquote
 
-from txcoord.errors import InvalidRequestError, TxcoordError
+from txcoord.errors import InvalidRequestError
 from txcoord.model import Outcome
 from txcoord.protocol import (
     COORDINATOR_PARAMETER,
@@ -23,6 +23,8 @@ from txcoord.protocol import (
     STATUS_ONGOING,
     ResultWord,
 )
+from txcoord_sdk._branch_errors import BranchFailed as BranchFailed
+from txcoord_sdk._branch_errors import BranchOngoing as BranchOngoing
 from txcoord_sdk.barrier import BranchBarrier
 from txcoord_sdk.errors import BranchCallError
 
@@ -32,22 +34,6 @@ REDIS_KEY_PARAMETER = "redis_key"
 """Query parameter of a check-back: beside which key of Redis the mark of the local transaction is."""
 
 _DROPPED = str.maketrans("", "", "\r\n;")
-
-
-class BranchFailed(TxcoordError):
-    """Raise it in an endpoint to say: it cannot be done, and calling again will not help.
-
-    For an action, the coordinator then compensates; for a try, the initiator has all cancelled. A
-    compensation, a confirm or a cancel has no way to fail: it is called again. Everything that
-    the endpoint wrote is to be rolled back.
-    """
-
-
-class BranchOngoing(TxcoordError):
-    """Raise it in an endpoint to say: not finished yet, call again after the usual interval.
-
-    Everything that the endpoint wrote is to be rolled back, or to be harmless to repeat.
-    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,9 @@ from txcoord.barrier import redis as scripts
 from txcoord.barrier import rule
 from txcoord.barrier.redis import DEFAULT_EXPIRY_S, Script, Verdict
 from txcoord.barrier.rule import BarrierCall, Found, Passage
+from txcoord_sdk._branch_errors import BranchFailed
 from txcoord_sdk._checks import Duration, whole_seconds
 from txcoord_sdk.barrier.errors import BarrierError, DuplicatedError
-from txcoord_sdk.branch import BranchFailed
 
 __all__ = ["DEFAULT_EXPIRY_S", "Increment", "LuaWork", "Passed", "RedisWork"]
 
