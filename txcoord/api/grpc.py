@@ -20,7 +20,7 @@ from txcoord import __version__, metrics
 from txcoord.api import replies
 from txcoord.api.grpc_wire import decode, decode_branch, decode_trans, encode_progress
 from txcoord.api.operations import Operations
-from txcoord.api.queries import gid_of, one, page
+from txcoord.api.queries import gid_of, list_transactions, query_transaction
 from txcoord.api.replies import Reply
 from txcoord.api.views import encode
 from txcoord.errors import InvalidRequestError
@@ -154,11 +154,11 @@ class GrpcApi:
     # -- txcoord.v1.Coordinator ------------------------------------------------------
 
     async def _query(self, body: bytes) -> bytes:
-        found = await one(self._service, decode(Gid, body).gid)
+        found = await query_transaction(self._service, decode(Gid, body).gid)
         return Json(json=encode(found)).SerializeToString()
 
     async def _list(self, body: bytes) -> bytes:
-        found = await page(self._service, decode(ListRequest, body).parameters)
+        found = await list_transactions(self._service, decode(ListRequest, body).parameters)
         return Json(json=encode(found)).SerializeToString()
 
     async def _force_stop(self, body: bytes) -> bytes:

@@ -20,7 +20,16 @@ from txcoord.api.answers import Answer
 from txcoord.api.jsonrpc import JsonRpcApi, of_unread
 from txcoord.api.openapi import OPENAPI_PATH, document
 from txcoord.api.operations import Operations
-from txcoord.api.queries import Query, gid_of, kv, kv_page, one, optional_number, page, whole_number
+from txcoord.api.queries import (
+    Query,
+    gid_of,
+    list_transactions,
+    optional_number,
+    query_kv,
+    query_transaction,
+    scan_kv,
+    whole_number,
+)
 from txcoord.api.replies import Reply
 from txcoord.api.views import branch_views, transaction_view
 from txcoord.api.wire import decode_branch, decode_trans
@@ -237,10 +246,10 @@ class HttpApi:
         return answers.ok({"has_remaining": count == limit, "succeed_count": count})
 
     async def _query(self, query: Query) -> Answer:
-        return answers.ok(await one(self._service, query.get("gid", "")))
+        return answers.ok(await query_transaction(self._service, query.get("gid", "")))
 
     async def _all(self, query: Query) -> Answer:
-        return answers.ok(await page(self._service, query))
+        return answers.ok(await list_transactions(self._service, query))
 
     # -- topics ----------------------------------------------------------------------
 
@@ -255,10 +264,10 @@ class HttpApi:
         return answers.of_reply(await self._operations.delete_topic(topic))
 
     async def _query_kv(self, query: Query) -> Answer:
-        return answers.ok(await kv(self._service, query))
+        return answers.ok(await query_kv(self._service, query))
 
     async def _scan_kv(self, query: Query) -> Answer:
-        return answers.ok(await kv_page(self._service, query))
+        return answers.ok(await scan_kv(self._service, query))
 
     # -- the process -----------------------------------------------------------------
 

@@ -20,7 +20,7 @@ LIST_LIMIT_MAX: Final = 1000
 _YEAR_10000_MS: Final = 253_402_300_800_000
 
 
-async def one(service: Service, gid: str) -> JsonObject:
+async def query_transaction(service: Service, gid: str) -> JsonObject:
     """A transaction with its branches; null for what does not exist, as DTM has it."""
     stored = await service.query(gid_of(gid))
     if stored is None:
@@ -28,7 +28,7 @@ async def one(service: Service, gid: str) -> JsonObject:
     return {"branches": branch_views(stored.tx), "transaction": stored_view(stored)}
 
 
-async def page(service: Service, query: Query) -> JsonObject:
+async def list_transactions(service: Service, query: Query) -> JsonObject:
     """The transactions that match, newest first, without their branches."""
     gid = clean_gid(query.get("gid", ""))
     if gid:
@@ -44,7 +44,7 @@ async def page(service: Service, query: Query) -> JsonObject:
     }
 
 
-async def kv(service: Service, query: Query) -> JsonObject:
+async def query_kv(service: Service, query: Query) -> JsonObject:
     """The document with a key; without one those of a category, or all there are: the newest thousand."""
     category, key = query.get("cat", ""), query.get("key", "")
     if not key:
@@ -56,7 +56,7 @@ async def kv(service: Service, query: Query) -> JsonObject:
     return {"kv": [kv_view(document) for document in found]}
 
 
-async def kv_page(service: Service, query: Query) -> JsonObject:
+async def scan_kv(service: Service, query: Query) -> JsonObject:
     """The documents of a category, or all there are, newest first."""
     limit = min(whole_number(query, "limit", default=LIST_LIMIT, lowest=1), LIST_LIMIT_MAX)
     position = optional_number(query, "position")

@@ -90,9 +90,10 @@ def table_name(database: Database, table: str | None) -> str:
 @lru_cache(maxsize=64)
 def statements(database: Database, table: str | None, placeholders: Placeholders) -> Statements:
     name = table_name(database, table)
-    columns, values = ", ".join(COLUMNS), ", ".join(marks(placeholders, COLUMNS))
+    columns, values = ", ".join(COLUMNS), ", ".join(placeholders_for(placeholders, COLUMNS))
     key = " and ".join(
-        f"{column} = {mark}" for column, mark in zip(KEY_COLUMNS, marks(placeholders, KEY_COLUMNS), strict=True)
+        f"{column} = {mark}"
+        for column, mark in zip(KEY_COLUMNS, placeholders_for(placeholders, KEY_COLUMNS), strict=True)
     )
     # The name has passed `table_name`; everything else here is constant.
     find = f"select gid, reason from {name} where {key}"  # noqa: S608
@@ -119,7 +120,7 @@ def statements(database: Database, table: str | None, placeholders: Placeholders
     return Statements(insert=insert, find=find, peek=peek)
 
 
-def marks(placeholders: Placeholders, names: Sequence[str]) -> Sequence[str]:
+def placeholders_for(placeholders: Placeholders, names: Sequence[str]) -> Sequence[str]:
     match placeholders:
         case Placeholders.FORMAT | Placeholders.QMARK:
             return [placeholders.value] * len(names)
@@ -131,7 +132,7 @@ def marks(placeholders: Placeholders, names: Sequence[str]) -> Sequence[str]:
 
 def exists_statement(database: Database, placeholders: Placeholders) -> str:
     """A query for a table that returns a row if it is there; see `exists_values`."""
-    schema, name = marks(placeholders, ("schema", "name"))
+    schema, name = placeholders_for(placeholders, ("schema", "name"))
     match database:
         case Database.MYSQL:
             of_schema = f"table_schema = coalesce(nullif({schema}, ''), database())"

@@ -17,11 +17,11 @@ from msgspec import Struct
 
 from txcoord import __version__
 from txcoord.dispatch.base import BranchRequest, CallResult
+from txcoord.dispatch.base_dispatcher import BaseDispatcher
 from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.endpoints import Endpoints
 from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings
-from txcoord.dispatch.results import Results
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ClientTls, ParticipantTls
 from txcoord.dispatch.url import BadUrlError
@@ -74,7 +74,7 @@ class GrpcAnswer(Struct, frozen=True):
 _OK = GrpcAnswer(0, "OK", "")
 
 
-class GrpcDispatcher(Results):
+class GrpcDispatcher(BaseDispatcher):
     """The gRPC dispatcher (see `base.Dispatcher`). Belongs to the event loop of its first call.
 
     Raises:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from txcoord.dispatch.base import BranchRequest, CallResult
+from txcoord.dispatch.base_dispatcher import BaseDispatcher
 from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.connection import Answer
 from txcoord.dispatch.headers import DEFAULT_HEADERS, HeaderBlock, make_headers
-from txcoord.dispatch.results import Results
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.url import Url
 from txcoord.model import Outcome
@@ -19,7 +19,7 @@ from txcoord.outcome import clean, describe
 _LONGEST_CACHED = 4096
 
 
-class OverHttp(Results):
+class OverHttp(BaseDispatcher):
     """Base of the dispatchers over HTTP. Belongs to the event loop of its first call.
 
     Those that are given the same `client` share its connections, limits and breakers.

@@ -222,7 +222,7 @@ _LINKS: dict[str, type[Link]] = {
 }
 
 
-class Lease:
+class BorrowedLink:
     """A link for the length of a block. The connection is closed, or goes back to where it came from."""
 
     def __init__(self, source: Source, *, is_async: bool) -> None:

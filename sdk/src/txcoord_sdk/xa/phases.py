@@ -37,7 +37,7 @@ from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.xa import dialects
 from txcoord_sdk.xa.dialects import Problem, problem_of
 from txcoord_sdk.xa.errors import XaError
-from txcoord_sdk.xa.links import Lease, Link, Source
+from txcoord_sdk.xa.links import BorrowedLink, Link, Source
 
 logger = logging.getLogger("txcoord_sdk.xa")
 
@@ -98,7 +98,7 @@ async def prepare(
         await register()
         return result
 
-    async with Lease(source, is_async=True) as link:
+    async with BorrowedLink(source, is_async=True) as link:
         return await _PhaseOne(link, key, table).run(both)
 
 
@@ -121,7 +121,7 @@ def prepare_sync(
         return result
 
     async def run() -> Prepared[T]:
-        async with Lease(source, is_async=False) as link:
+        async with BorrowedLink(source, is_async=False) as link:
             return await _PhaseOne(link, key, table).run(both)
 
     return run_now(run())
@@ -142,7 +142,7 @@ async def finish(source: Source, key: XaKey, op: str, *, table: str | None = Non
         BranchFailed: it cannot be done any more: the branch was ended the other way, or a commit
             finds nothing that was ever prepared. A person has to look at it.
     """
-    async with Lease(source, is_async=True) as link:
+    async with BorrowedLink(source, is_async=True) as link:
         return await _PhaseTwo(link, key, op, table).run()
 
 
@@ -150,7 +150,7 @@ def finish_sync(source: Source, key: XaKey, op: str, *, table: str | None = None
     """Do what `finish` does, on a blocking connection."""
 
     async def run() -> Passage:
-        async with Lease(source, is_async=False) as link:
+        async with BorrowedLink(source, is_async=False) as link:
             return await _PhaseTwo(link, key, op, table).run()
 
     return run_now(run())

@@ -20,7 +20,7 @@ from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.coordinator import AsyncCoordinator, Coordinator
 from txcoord_sdk.errors import TransactionNotFoundError
 from txcoord_sdk.results import Transaction
-from txcoord_sdk.xa.links import Lease, Link, Source
+from txcoord_sdk.xa.links import BorrowedLink, Link, Source
 from txcoord_sdk.xa.phases import finish, finish_sync, prepared_xids
 
 _PATTERNS = (Pattern.XA, Pattern.WORKFLOW)
@@ -116,7 +116,7 @@ async def recover(
     async def finish_it(key: XaKey, op: Op) -> None:
         await finish(source, key, op, table=table)
 
-    async with Lease(source, is_async=True) as link:
+    async with BorrowedLink(source, is_async=True) as link:
         found = await _ours(link, gids, ask, table)
     return await _each(found, ask, finish_it, end=end, unknown=unknown)
 
@@ -142,7 +142,7 @@ def recover_sync(
         finish_sync(source, key, op, table=table)
 
     async def run() -> Sequence[Leftover]:
-        async with Lease(source, is_async=False) as link:
+        async with BorrowedLink(source, is_async=False) as link:
             found = await _ours(link, gids, ask, table)
         return await _each(found, ask, finish_it, end=end, unknown=unknown)
 

@@ -1,4 +1,4 @@
-"""Results of calls without an answer that can be understood, alike for every protocol."""
+"""What all dispatchers share: the results of calls without an answer that can be understood."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from txcoord.model import MICROSECONDS, Outcome
 from txcoord.outcome import clean
 
 
-class Results:
-    """Base of all dispatchers."""
+class BaseDispatcher:
+    """Base of those that implement `base.Dispatcher`."""
 
     def __init__(self, settings: DispatchSettings, clock: Callable[[], float]) -> None:
         self._settings = settings
