@@ -118,8 +118,8 @@ def serve(
     settings = _load(flags, config, other).values
     # Here, because the other commands do without the server and shall be quick.
     from txcoord.logs import configure
-    from txcoord.server import StartError, bind, grpc_reserved, run, urls_of
-    from txcoord.supervisor import Supervisor
+    from txcoord.process.server import StartError, bind, grpc_reserved, run, urls_of
+    from txcoord.process.supervisor import Supervisor
 
     writer = configure(level=settings.log_level, log_format=resolved_log_format(settings))
     try:

@@ -25,7 +25,7 @@ from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.callers import DTM, branch_message, trans_message
 from tests.integration.rubbish import Rubbish, assert_nothing_is_stuck
 from tests.processes import free_port
-from txcoord import server as server_module
+from txcoord.process import server as server_module
 from txcoord.proto.dtm_pb2 import DtmTopicRequest
 
 BASE = "/api/dtmsvr"

@@ -40,7 +40,7 @@ PURE = frozenset(
 )
 """Rules and values: they import each other, the standard library and msgspec."""
 
-SHELL = frozenset(["app", "cli", "server", "settings", "supervisor", "tls", "__main__"])
+SHELL = frozenset(["app", "cli", "process", "settings", "tls", "__main__"])
 """What puts the parts together: may import everything, and nothing imports it."""
 
 MAY_IMPORT = {

@@ -12,7 +12,8 @@ from txcoord.engine.settings import EngineSettings
 from txcoord.request import Limits
 from txcoord.settings import FIELDS, Settings, SettingsError, documentation, load, without_password
 
-PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "settings.md"
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,10 @@ def test_defaults_agree_with_those_of_the_parts() -> None:
 def test_every_setting_reaches_a_part() -> None:
     """A setting that is documented and read by nothing would be a lie."""
     source = "".join(
-        path.read_text() for path in (PAGE.parents[1] / "txcoord").glob("*.py") if path.name != "settings.py"
+        path.read_text()
+        for folder in (ROOT / "txcoord", ROOT / "txcoord" / "process")
+        for path in folder.glob("*.py")
+        if path.name != "settings.py"
     )
     read = {*re.findall(r"settings\.(\w+)", source), "log_format"}  # the last one by settings.resolved_log_format
 

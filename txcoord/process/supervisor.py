@@ -25,7 +25,7 @@ from typing import Final
 
 from txcoord import metrics
 from txcoord.logs import configure, get_logger
-from txcoord.server import (
+from txcoord.process.server import (
     EXIT_NOT_STARTED,
     EXIT_OK,
     Address,
