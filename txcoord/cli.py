@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from txcoord import __version__
-from txcoord.errors import SchemaError, StoreUnavailableError, TxcoordError
+from txcoord.errors import TxcoordError
+from txcoord.process.start import EXIT_NOT_STARTED, StartError, sentences
 from txcoord.settings import (
     FIELDS,
     Loaded,
@@ -27,7 +28,6 @@ from txcoord.settings import (
     shown_value,
 )
 
-EXIT_NOT_STARTED = 1
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130
 
@@ -118,7 +118,8 @@ def serve(
     settings = _load(flags, config, other).values
     # Here, because the other commands do without the server and shall be quick.
     from txcoord.logs import configure
-    from txcoord.process.server import StartError, bind, grpc_reserved, run, urls_of
+    from txcoord.process.server import run
+    from txcoord.process.sockets import bind, grpc_reserved, urls_of
     from txcoord.process.supervisor import Supervisor
 
     writer = configure(level=settings.log_level, log_format=resolved_log_format(settings))
@@ -190,7 +191,7 @@ def upgrade(config: Config = None, store: Store = None) -> None:
     from txcoord.store.url import upgrade as upgrade_schema
 
     settings = _load_for_tables(store, config)
-    with _sentences(settings):
+    with _failing(settings):
         upgrade_schema(settings.store)
         found = current_schema(settings.store)
     typer.echo(f"store {settings.shown_store()}: the schema is at version {found}")
@@ -206,7 +207,7 @@ def current(config: Config = None, store: Store = None) -> None:
     from txcoord.store.url import current as current_schema
 
     settings = _load_for_tables(store, config)
-    with _sentences(settings):
+    with _failing(settings):
         found = current_schema(settings.store)
     state = f"the schema is at version {found}" if found else "there is no schema"
     if found and runs_on(found):
@@ -271,14 +272,11 @@ def _load_for_tables(store: str | None, config: Path | None) -> Settings:
 
 
 @contextmanager
-def _sentences(settings: Settings) -> Iterator[None]:
-    from txcoord.store.url import cannot_be_used
-
+def _failing(settings: Settings) -> Iterator[None]:
     try:
-        yield
-    except StoreUnavailableError as error:
-        _fail(cannot_be_used(settings.store, error), EXIT_NOT_STARTED)
-    except (ValueError, SchemaError) as error:
+        with sentences(settings.store):
+            yield
+    except StartError as error:
         _fail(str(error), EXIT_NOT_STARTED)
 
 

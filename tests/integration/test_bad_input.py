@@ -25,7 +25,7 @@ from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.callers import DTM, branch_message, trans_message
 from tests.integration.rubbish import Rubbish, assert_nothing_is_stuck
 from tests.processes import free_port
-from txcoord.process import server as server_module
+from txcoord.process import http_protocol
 from txcoord.proto.dtm_pb2 import DtmTopicRequest
 
 BASE = "/api/dtmsvr"
@@ -186,13 +186,13 @@ def test_rubbish_behind_a_request_does_not_answer_it(server: Process) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /api", PING + b"\r\n" + PING], ids=["nothing", "a head", "a second head"])
 async def test_a_head_that_does_not_come_is_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(server_module, "_HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    config = uvicorn.Config(app, port=free_port(), http=server_module._Protocol, lifespan="off", log_level="warning")
+    config = uvicorn.Config(app, port=free_port(), http=http_protocol.HttpProtocol, lifespan="off", log_level="warning")
     serving = uvicorn.Server(config)
     task = asyncio.create_task(serving.serve())
     async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""Serves one coordinator process: its sockets, its signals, and its orderly end.
+"""Serves one coordinator: its HTTP and gRPC servers, its signals, and its orderly end.
 
 The end, on SIGTERM or SIGINT: `/readyz` says 503 and submits are refused at once; the
 sockets close; calls under way end, for `drain_s` at most; what is still owned is given up
@@ -8,268 +8,27 @@ for other nodes to take; then the process leaves with 0. A second signal does no
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import math
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
-from typing import Any, cast
 
-import httptools
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from txcoord.api.grpc_server import GrpcServer
 from txcoord.app import App, build
-from txcoord.errors import SchemaError, StoreUnavailableError
-from txcoord.logs import get_logger
+from txcoord.process.http_protocol import HttpProtocol
+from txcoord.process.sockets import Address
+from txcoord.process.start import EXIT_NOT_STARTED, EXIT_OK, StartError, sentences
 from txcoord.settings import Settings
-from txcoord.store.url import cannot_be_used, open_store
+from txcoord.store.url import open_store
 from txcoord.tls import Tls, load_tls
 
-log = get_logger()
-
 BACKLOG = 2048
-_MAX_HEAD_BYTES = 64 * 1024
-_HEAD_TIMEOUT_S = 30.0
 _OTHER_RPCS = 1000
-
-EXIT_OK = 0
-EXIT_NOT_STARTED = 1
-
-Address = tuple[str, int]
-"""An IP address and a port."""
-
-
-class StartError(Exception):
-    """The coordinator could not start; the sentence says why and what to do."""
-
-
-# -- the sockets -----------------------------------------------------------------------
-
-
-def bind(host: str, port: int, *, shared: bool = False, flag: str = "--port") -> socket.socket:
-    """Bind a socket; with `shared` several processes may, and the kernel spreads connections.
-
-    Raises:
-        StartError: the address is in use, or not ours.
-    """
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise StartError(
-            f"host {host} cannot be resolved: {error.strerror or error}; choose another with --host"
-        ) from error
-    # "localhost" is both; most clients try IPv4, and all of them do so in the end.
-    family, kind, protocol, _, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        cure = "stop what uses it, or choose" if error.errno == errno.EADDRINUSE else "choose"
-        raise StartError(
-            f"cannot listen on {host} port {port}: {error.strerror}; {cure} another with --host and {flag}"
-        ) from error
-    return listener
-
-
-@contextmanager
-def reserved(host: str, port: int, *, flag: str = "--port") -> Iterator[Address]:
-    """Hold a port for servers that bind it themselves, and share it: it is bound, but nobody listens.
-
-    Raises:
-        StartError: the address is in use, or not ours.
-    """
-    if port:
-        # Two servers of one user may share a port without noticing: ask once without sharing.
-        bind(host, port, flag=flag).close()
-    with bind(host, port, shared=True, flag=flag) as reservation:
-        yield reservation.getsockname()[:2]
-
-
-@contextmanager
-def grpc_reserved(settings: Settings) -> Iterator[Address | None]:
-    """Hold the port of the gRPC API; None: it is switched off."""
-    if not settings.grpc:
-        yield None
-        return
-    with reserved(settings.host, settings.grpc_port, flag="--grpc-port") as address:
-        yield address
-
-
-def urls_of(settings: Settings, address: Address, grpc_address: Address | None) -> Sequence[str]:
-    """Say where the servers can be reached."""
-    tls = "s" if settings.tls_cert_file else ""
-    urls = [f"http{tls}://{_shown(address)}"]
-    return [*urls, f"grpc{tls}://{_shown(grpc_address)}"] if grpc_address else urls
-
-
-def _shown(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-# -- the server -----------------------------------------------------------------------
-
-
-class _JoinedWrites:
-    """A transport that sends the head of an answer together with its body.
-
-    uvicorn writes them one after the other, and uvloop sends each write at once: two
-    system calls and two packets per answer, about a tenth of a short request's time.
-    """
-
-    __slots__ = ("_head", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        if self._head:
-            data, self._head = self._head, b""
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _WithoutHead:
-    """What a parser reports to that is given a head which the protocol has dealt with; the rest goes on to it."""
-
-    def __init__(self, protocol: HttpToolsProtocol) -> None:
-        self._protocol = protocol
-        self.is_head_done = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._protocol, name)
-
-    def on_message_begin(self) -> None:
-        if self.is_head_done:
-            self._protocol.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        if self.is_head_done:
-            self._protocol.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.is_head_done:
-            self._protocol.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if self.is_head_done:
-            self._protocol.on_headers_complete()
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol; an answer is one write, a head has bounds, and wishes for another protocol are not heard."""
-
-    _head_bytes = 0
-    _is_in_head = False
-    _late: asyncio.TimerHandle | None = None
-    """Runs while a head is awaited that has begun, or the first one of a connection."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))
-        self.transport = cast(asyncio.Transport, _JoinedWrites(self.transport))
-        self._late = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_came()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        try:
-            while data:
-                data = self._feed(data)
-        except httptools.HttpParserError:
-            self._refuse()
-            return
-        if self._is_in_head and self._late is None:
-            self._late = self.loop.call_later(_HEAD_TIMEOUT_S, self.transport.close)
-
-    def _refuse(self) -> None:
-        message = "Invalid HTTP request received."
-        self.logger.warning(message)
-        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            self.send_400_response(message)
-            return
-        # The client would take it for the answer to the request before, which may have been accepted.
-        self.cycle.keep_alive = False
-        self.flow.pause_reading()
-
-    def _feed(self, data: bytes) -> bytes:
-        """Parse, and return what has to be parsed anew.
-
-        A parser is of no more use once it has met the wish for another protocol, and it leaves the body out; but some
-        clients send that wish (h2c) with every first request. So another one is told of the body, and reads on.
-        """
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            framing = [field for field in self.headers if field[0] in (b"content-length", b"transfer-encoding")]
-            rest = _WithoutHead(self)
-            self.parser = httptools.HttpRequestParser(rest)
-            self.cycle.more_body = True
-            self.parser.feed_data(
-                b"".join([b"POST / HTTP/1.1\r\n", *(b"%b: %b\r\n" % field for field in framing), b"\r\n"])
-            )
-            rest.is_head_done = True
-            return data[upgrade.args[0] :]
-        return b""
-
-    def _head_came(self) -> None:
-        self._is_in_head = False
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def on_response_complete(self) -> None:
-        cast(_JoinedWrites, self.transport).flush()
-        super().on_response_complete()
-
-    def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        self._is_in_head = True
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._head_came()
-        super().on_headers_complete()
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            # The parser turns it into the answer 400 and the end of the connection.
-            raise ValueError("the request's head is too large")
 
 
 class Server(uvicorn.Server):
@@ -336,24 +95,13 @@ class Server(uvicorn.Server):
             await self._grpc.stop(0.0 if self.force_exit else grace_s)
 
 
-@contextmanager
-def _sentences(settings: Settings) -> Iterator[None]:
-    """Turn what can be wrong at start into the sentence that is printed."""
-    try:
-        yield
-    except StoreUnavailableError as error:
-        raise StartError(cannot_be_used(settings.store, error)) from error
-    except (ValueError, SchemaError) as error:
-        raise StartError(str(error)) from error
-
-
 async def check_start(settings: Settings) -> None:
     """Read the certificates and whatever else a coordinator is made of, open the store once, and close it.
 
     Raises:
         StartError: one of them cannot be used.
     """
-    with _sentences(settings):
+    with sentences(settings.store):
         load_tls(settings)
         await build(settings).close()
         store = open_store(settings.store, timeout_s=settings.store_timeout_s, pool_size=1)
@@ -376,7 +124,7 @@ async def serve(
     Raises:
         StartError: it could not start.
     """
-    with _sentences(settings):
+    with sentences(settings.store):
         tls = load_tls(settings)
         app = build(settings)
         await app.start()
@@ -388,7 +136,7 @@ async def serve(
             raise
     config = uvicorn.Config(
         app.asgi,
-        http=_Protocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

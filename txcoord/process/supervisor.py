@@ -25,18 +25,9 @@ from typing import Final
 
 from txcoord import metrics
 from txcoord.logs import configure, get_logger
-from txcoord.process.server import (
-    EXIT_NOT_STARTED,
-    EXIT_OK,
-    Address,
-    StartError,
-    bind,
-    check_start,
-    grpc_reserved,
-    reserved,
-    run,
-    urls_of,
-)
+from txcoord.process.server import check_start, run
+from txcoord.process.sockets import Address, bind, grpc_reserved, reserved, urls_of
+from txcoord.process.start import EXIT_NOT_STARTED, EXIT_OK, StartError
 from txcoord.settings import Settings, resolved_log_format
 
 log = get_logger()
