@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ProgramMissingError
-from tests.servers import MariaDB, Postgres, Redis, Server, existing_or_private, start_mariadb, start_postgres
+from localservers.processes import ProgramMissingError
+from localservers.servers import MariaDB, Postgres, Redis, Server, existing_or_private, start_mariadb, start_postgres
 
 MakeDatabase = Callable[[str], str]
 

@@ -27,8 +27,8 @@ from bench.measure import Bench, Run
 from bench.participants import participants
 from bench.preload import preload_finished
 from bench.report import Report
-from tests.processes import ProgramMissingError
-from tests.servers import ServerFailedError
+from localservers.processes import ProgramMissingError
+from localservers.servers import ServerFailedError
 
 RESULTS = Path(__file__).with_name("results")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 
 from bench.errors import BenchError
-from tests.processes import end, free_port, remove_folder, spawn, temporary_folder
-from tests.servers import KINDS, Server
+from localservers.processes import end, free_port, remove_folder, spawn, temporary_folder
+from localservers.servers import KINDS, Server
 
 READY_S = 60.0
 
@@ -52,7 +52,7 @@ class Target:
 def running_store(kind: StoreKind, *, folder: Path | None, settings: Mapping[str, str]) -> Iterator[RunningStore]:
     """Provide an empty store; it goes afterwards, unless a folder was named.
 
-    Settings are the database server's own, added to the durable ones of `tests.servers`.
+    Settings are the database server's own, added to the durable ones of `localservers.servers`.
     """
     if kind is StoreKind.SQLITE:
         place = folder or temporary_folder("txcoord-sqlite-")

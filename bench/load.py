@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.flows import Load
-from tests.processes import program
+from localservers.processes import program
 
 SCRIPT = Path(__file__).with_name("saga.lua")
 SUBMIT = "/api/dtmsvr/submit"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.coordinator import RunningStore
-from tests.processes import program
+from localservers.processes import program
 
 PACKAGES = ("txcoord", "uvicorn", "uvloop", "httptools", "msgspec", "SQLAlchemy", "aiomysql", "PyMySQL", "asyncpg")
 

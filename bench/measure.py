@@ -20,7 +20,7 @@ from bench.errors import BenchError
 from bench.flows import Load
 from bench.load import LoadResult, run_load
 from bench.participants import Participants
-from tests.processes import descendants, end, program, spawn
+from localservers.processes import descendants, end, program, spawn
 
 WARM_UP_S = 2
 BATCHES = "txcoord_journal_batches_total"

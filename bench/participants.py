@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from bench.errors import BenchError
-from tests.processes import end, free_port, program, remove_folder, spawn, temporary_folder, unprivileged_user
+from localservers.processes import end, free_port, program, remove_folder, spawn, temporary_folder, unprivileged_user
 
 READY_S = 20.0
 

@@ -21,7 +21,7 @@ import typer
 from bench.coordinator import StoreKind, Target, prepare_schema, running_coordinator, running_store
 from bench.measure import Bench
 from bench.participants import participants
-from tests.processes import descendants
+from localservers.processes import descendants
 from txcoord.model import BranchOp, GlobalTransaction, Op, Pattern, Status
 from txcoord.protocol import branch_id_of
 from txcoord.store.base import Create

@@ -25,7 +25,7 @@ from examples.demo.scenarios import SCENARIOS
 from examples.demo.shop import DemoError, Shop
 from examples.demo.story import Scenario
 from examples.demo.timeline import WIDTH, lines
-from tests.processes import remove_folder, temporary_folder
+from localservers.processes import remove_folder, temporary_folder
 from txcoord_sdk import Pattern, TxcoordSdkError
 
 _LOG_LINES = 15

@@ -18,8 +18,8 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from tests.processes import ProgramMissingError
-from tests.servers import MariaDB, Postgres, Server, ServerFailedError
+from localservers.processes import ProgramMissingError
+from localservers.servers import MariaDB, Postgres, Server, ServerFailedError
 
 BANKS = ("bank-a", "bank-b")
 PREPARING = (*BANKS, "checkout")

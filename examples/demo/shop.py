@@ -15,7 +15,7 @@ import httpx
 
 from examples.bank import ACCOUNT
 from examples.demo.databases import BANKS, Databases
-from tests.processes import end, free_port, kill, spawn
+from localservers.processes import end, free_port, kill, spawn
 from txcoord_sdk import Coordinator
 
 ROOT = Path(__file__).parents[2]

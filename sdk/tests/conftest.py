@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from localservers.servers import RedisCluster, Server
 from sdk.tests.client_support import ScriptedCoordinator, scripted_coordinator
-from tests.servers import RedisCluster, Server
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from localservers.servers import Server
 from sdk.tests.barrier_support import (
     DUPLICATE,
     EMPTY,
@@ -32,7 +33,6 @@ from sdk.tests.barrier_support import (
     SUSPENDED,
 )
 from sdk.tests.redis_support import DESKS, Async, Blocking, Desk, LossyWay
-from tests.servers import Server
 from txcoord.barrier.redis import DEFAULT_EXPIRY_S, keys_of, mark
 from txcoord.barrier.rule import BarrierCall
 from txcoord.errors import InvalidRequestError

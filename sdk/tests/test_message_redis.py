@@ -17,10 +17,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from starlette.applications import Starlette
 
+from localservers.processes import free_port
+from localservers.servers import Server
 from sdk.tests.client_support import Answer, ScriptedCoordinator
 from sdk.tests.redis_support import DESKS, Async, Desk, LossyWay
-from tests.processes import free_port
-from tests.servers import Server
 from txcoord.errors import InvalidRequestError
 from txcoord_sdk import AsyncCoordinator, Coordinator, CoordinatorUnreachableError, Message
 from txcoord_sdk.barrier import BarrierError, BranchBarrier, DuplicatedError

@@ -18,8 +18,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm import Session
 
+from localservers.servers import start_postgres
 from sdk.tests.xa_support import WAYS, Ledger, Way, account, aiomysql_pool, over
-from tests.servers import start_postgres
 from txcoord.barrier.tables import Database
 from txcoord.errors import InvalidRequestError
 from txcoord.xa.xid import xid_of

@@ -20,8 +20,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from localservers.processes import end, free_port, freeze, kill, spawn, thaw
 from tests.e2e.bank import OPENING_BALANCE, open_xa_account, xa_engine
-from tests.processes import end, free_port, freeze, kill, spawn, thaw
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Saga, Status, TransactionFailedError
 from txcoord_sdk.results import Transaction
 

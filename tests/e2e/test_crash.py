@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from localservers.servers import Server
 from tests.e2e.harness import Bank, Load, Process, all_ended, coordinator, upgrade
-from tests.servers import Server
 
 pytestmark = pytest.mark.slow
 

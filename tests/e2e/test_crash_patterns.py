@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from localservers.processes import free_port
 from tests.e2e.bank import chance, is_refused
 from tests.e2e.harness import Bank, Process, XaBank, all_ended, coordinator, store_for
-from tests.processes import free_port
 from txcoord_sdk import AsyncCoordinator, Status, TxcoordSdkError
 
 pytestmark = pytest.mark.slow

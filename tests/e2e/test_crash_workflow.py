@@ -13,10 +13,10 @@ from random import Random
 import httpx
 import pytest
 
+from localservers.processes import free_port
 from tests.e2e.bank import OPENING_BALANCE, is_refused
 from tests.e2e.harness import Bank, Process, all_ended, coordinator, store_for
 from tests.e2e.transfers import AMOUNT
-from tests.processes import free_port
 from txcoord_sdk import Status
 
 KILLS = {"sqlite": 18, "mysql": 16, "postgres": 16}

@@ -21,8 +21,8 @@ from examples.demo import databases, orders, scenarios
 from examples.demo.checks import Check
 from examples.demo.shop import Shop
 from examples.demo.story import Scenario, Story
-from tests.processes import end, spawn
-from tests.servers import Server
+from localservers.processes import end, spawn
+from localservers.servers import Server
 from txcoord_sdk import Pattern
 
 ROOT = Path(__file__).parents[2]
@@ -235,7 +235,7 @@ def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
 
     with running_demo(log, "--keep", folder) as process:
         wait_for_text(log, "Running: ", process)
-        # The demo alone, as `kill -9` would: not its children, as `tests.processes.kill` does.
+        # The demo alone, as `kill -9` would: not its children, as `localservers.processes.kill` does.
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE_S)
 

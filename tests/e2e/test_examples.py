@@ -18,7 +18,7 @@ from examples.demo.shop import Shop
 from examples.order import make_order_service
 from examples.service import open_engine
 from examples.storage import make_storage_service
-from tests.processes import free_port
+from localservers.processes import free_port
 
 GID = "g1"
 

@@ -11,9 +11,9 @@ import pytest
 from examples.checkout import PURSES, make_checkout_service
 from examples.order import PRICE, make_order_service
 from examples.storage import FIRST_STOCK, make_storage_service
+from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator
 from tests.integration.serving import serving
-from tests.processes import free_port
 
 PRODUCT = 3
 

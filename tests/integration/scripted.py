@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tests.processes import free_port
+from localservers.processes import free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import uvicorn
 
-from tests.processes import free_port
+from localservers.processes import free_port
 
 
 @asynccontextmanager

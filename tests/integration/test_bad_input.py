@@ -21,10 +21,10 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.callers import DTM, branch_message, trans_message
 from tests.integration.rubbish import Rubbish, assert_nothing_is_stuck
-from tests.processes import free_port
 from txcoord.process import http_protocol
 from txcoord.proto.dtm_pb2 import DtmTopicRequest
 

@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from conftest import MakeDatabase
+from localservers.processes import free_port
 from tests.e2e.harness import Process
 from tests.integration.disorder import Balances, Network, SqlPurses
 from tests.integration.dtm import Dtm
 from tests.integration.initiators import Initiator, initiator
-from tests.processes import free_port
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Message
 from txcoord_sdk.barrier import DuplicatedError
 from txcoord_sdk.branch import BranchFailed

@@ -17,9 +17,9 @@ import httpx
 import psycopg
 import pytest
 
+from localservers.processes import descendants
 from tests.e2e.harness import ROOT, upgrade
 from tests.integration.scripted import Participant
-from tests.processes import descendants
 from txcoord import __version__
 from txcoord.settings import FIELDS
 from txcoord_sdk.barrier import create_table_at

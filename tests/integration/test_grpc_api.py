@@ -21,11 +21,11 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from localservers.servers import Server
 from tests.e2e.harness import Process, coordinator, upgrade
 from tests.integration.callers import COORDINATOR, DTM, ask, branch_message, trans_message
 from tests.integration.scripted import ONGOING, Participant, failure
 from tests.integration.test_api_answers import FakeService
-from tests.servers import Server
 from txcoord import __version__
 from txcoord.api import grpc as grpc_api
 from txcoord.api.grpc import details_of

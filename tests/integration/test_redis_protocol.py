@@ -14,12 +14,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from conftest import MakeDatabase
+from localservers.processes import free_port
 from sdk.tests.redis_support import LossyWay
 from tests.e2e.harness import Process
 from tests.integration.disorder import Balances, Fault, Network, Point, RedisPurses, World
 from tests.integration.dtm import Dtm
 from tests.integration.initiators import Initiator, initiator
-from tests.processes import free_port
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Message
 from txcoord_sdk.barrier import BranchBarrier, DuplicatedError
 from txcoord_sdk.barrier.redis import Increment

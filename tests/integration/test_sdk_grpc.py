@@ -15,11 +15,11 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from localservers.processes import free_port
 from sdk.tests.client_support import unused_url
 from sdk.tests.grpc_support import serving_async, serving_threads
 from tests.e2e.harness import Process, coordinator
 from tests.integration.grpc_bank import AMOUNT, BALANCE, SMALL_AMOUNT, Bank, bank_at
-from tests.processes import free_port
 from txcoord import __version__
 from txcoord_sdk import (
     AsyncCoordinator,

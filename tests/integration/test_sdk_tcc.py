@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
+from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 from tests.integration.serving import serving
-from tests.processes import free_port
 from txcoord_sdk import (
     AsyncCoordinator,
     AsyncTcc,

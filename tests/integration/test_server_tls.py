@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from localservers.servers import Server
 from tests.e2e.harness import upgrade
 from tests.integration.callers import DTM, ask
 from tests.integration.test_cli import Serving, only_sentence, txcoord
-from tests.servers import Server
 from txcoord import __version__
 from txcoord_sdk import AsyncCoordinator, Coordinator, CoordinatorUnreachableError
 

@@ -15,12 +15,12 @@ import psycopg
 import pymysql
 import pytest
 
-from tests.processes import ProgramMissingError, descendants, end, free_port, program, spawn
-from tests.servers import MariaDB, Server, ServerFailedError
+from localservers.processes import ProgramMissingError, descendants, end, free_port, program, spawn
+from localservers.servers import MariaDB, Server, ServerFailedError
 
 PARENT = """
 import sys, time
-from tests.processes import spawn, temporary_folder
+from localservers.processes import spawn, temporary_folder
 folder = temporary_folder("txcoord-test-")
 child = spawn(["sh", "-c", "sleep 600 & echo $! > pid; mv pid ready; wait"], cwd=folder)
 while not (folder / "ready").exists():

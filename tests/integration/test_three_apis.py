@@ -11,10 +11,10 @@ import httpx
 import pytest
 import structlog
 
+from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator
 from tests.integration.callers import Caller, GrpcCaller, HttpCaller, JsonRpcCaller
 from tests.integration.test_api_answers import ERRORS, FakeService
-from tests.processes import free_port
 from txcoord.api import replies
 from txcoord.api.grpc_server import GrpcServer
 from txcoord.api.http import HttpApi

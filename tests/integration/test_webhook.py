@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
+from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.integration.dtm import Dtm
 from tests.integration.http_participant import answer, never, participant, plays
 from tests.integration.scripted import ERROR, Participant
-from tests.processes import free_port
 from txcoord.alert import Alert
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.webhook import Webhook

@@ -15,12 +15,12 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 
+from localservers.processes import free_port
 from sdk.tests.grpc_support import handler_of, serving_async
 from tests.e2e.harness import Process, coordinator
 from tests.integration.banks import BALANCE, Bank
 from tests.integration.scripted import ERROR, ONGOING, Participant, failure
 from tests.integration.serving import serving
-from tests.processes import free_port
 from txcoord_sdk import (
     AsyncCoordinator,
     Coordinator,

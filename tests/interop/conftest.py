@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from localservers.servers import Server
 from tests.e2e.harness import Process, coordinator, store_for
 from tests.interop.clients import CLIENTS, RegistryUnreachableError, ToolchainMissingError
 from tests.interop.world import Books, Over, Participant, World
-from tests.servers import Server
 
 
 @pytest.fixture(scope="module")

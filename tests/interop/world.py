@@ -13,10 +13,10 @@ import httpx
 import pymysql
 import pytest
 
+from localservers.processes import free_port
+from localservers.servers import Server
 from tests.e2e.harness import Process
 from tests.interop.clients import CLIENTS
-from tests.processes import free_port
-from tests.servers import Server
 from txcoord.barrier.tables import Database, create_statements
 from txcoord_sdk import Coordinator
 from txcoord_sdk.results import Transaction

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.servers import Server
+from localservers.servers import Server
 from tests.store.databases import run_sql
 from txcoord.store.base import Store
 from txcoord.store.url import open_store, upgrade

@@ -8,8 +8,8 @@ from typing import Any
 import pymysql
 import pytest
 
+from localservers.servers import start_mariadb
 from tests.sagas import make_saga
-from tests.servers import start_mariadb
 from txcoord.model import GlobalTransaction
 from txcoord.store.base import Applied, Create, Save, Store
 from txcoord.store.sql import mysql, postgresql

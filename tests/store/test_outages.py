@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from localservers.servers import Server
 from tests.sagas import NOON_US, make_saga
-from tests.servers import Server
 from tests.store.proxies import proxied
 from txcoord.errors import StoreUnavailableError
 from txcoord.model import Status

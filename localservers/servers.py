@@ -3,7 +3,7 @@
     with start_mariadb() as server:
         url = server.create_database("orders")      # mysql://root@127.0.0.1:23456/orders
 
-`python -m tests.servers mariadb|postgres|redis` starts one, prints its URL and waits.
+`python -m localservers.servers mariadb|postgres|redis` starts one, prints its URL and waits.
 
 A server lives in a folder of its own, runs as an unprivileged user, and dies with the process
 that started it. Everything a commit promises is on disk: no setting here trades that for speed.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
-from tests.processes import (
+from localservers.processes import (
     ProgramMissingError,
     descendants,
     end,
@@ -669,7 +669,7 @@ def _exists(pid: int) -> bool:
 
 def main() -> None:
     """Start one server, print its URL and wait for Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m tests.servers", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m localservers.servers", description=main.__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--folder", type=Path, help="keep the data here; without it they go when the server does")
     parser.add_argument("--database", default="txcoord", help="database to make and to name in the URL (%(default)s)")
