@@ -11,7 +11,8 @@ import pytest
 
 from txcoord_sdk import CoordinatorUnreachableError, RequestRefusedError, Saga, Status, TransactionRunningError
 from txcoord_sdk._calls import Flow, HttpAnswer, HttpCall, NoAnswer, Pause, Reply
-from txcoord_sdk._rules import MAX_PAUSE_S, MAX_POLL_S, MAX_RETRY_AFTER_S, Rules
+from txcoord_sdk._exchange import MAX_PAUSE_S, MAX_RETRY_AFTER_S
+from txcoord_sdk._rules import MAX_POLL_S, Rules
 
 NOT_SENT = NoAnswer(detail="refused", may_have_arrived=False)
 LOST = NoAnswer(detail="reset", may_have_arrived=True)

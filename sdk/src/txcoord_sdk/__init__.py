@@ -6,10 +6,11 @@ for their framework in `txcoord_sdk.fastapi`, `txcoord_sdk.starlette` and `txcoo
 workflows are in `txcoord_sdk.workflow`.
 
 Read in this order: `coordinator` (the two clients, which are shells), `_operations` (what they
-do, stated once), `_rules` (what is sent and what answers mean), `_calls` (how rules, wires and
-clients speak to each other). Then a pattern: `saga` and `message` are values that are handed
-over; `tcc` and `xa_transaction` are blocks around `_two_phase_rules`; `_local` is the order of
-things around a message's local transaction; `workflow/_execution` runs a workflow's function.
+do, stated once), `_rules` (what is sent and what follows from answers), `_exchange` (how one
+request is repeated and its answer read), `_calls` (how rules, wires and clients speak to each
+other). Then a pattern: `saga` and `message` are values that are handed over; `tcc` and
+`xa_transaction` are blocks around `_two_phase_rules`; `_local` is the order of things around a
+message's local transaction; `workflow/_execution` runs a workflow's function.
 For participants: `branch`, then `barrier/barrier`, whose rule is `txcoord.barrier.rule`, and
 `xa/phases`.
 """

@@ -15,7 +15,7 @@ from txcoord.outcome import understand, understand_grpc
 from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, METADATA_PREFIX, PHASE2_PARAMETER
 from txcoord_sdk._calls import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer
 from txcoord_sdk._checks import is_grpc_url
-from txcoord_sdk._rules import text_of
+from txcoord_sdk._exchange import text_of
 
 
 def branch_call(

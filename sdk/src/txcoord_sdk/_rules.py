@@ -2,7 +2,7 @@
 
 Each operation is a generator, a `Flow` of `txcoord_sdk._calls`; the two clients in
 `txcoord_sdk.coordinator` do nothing but drive it. The rules speak of requests and answers as the HTTP
-API has them; a `Wire` writes and reads them.
+API has them. How one is sent, repeated and understood is in `txcoord_sdk._exchange`.
 
 Two facts shape the rules. A gid is run once, so any request may be repeated. And only a
 query tells how a transaction stands: a coordinator may answer 409 for "rolled back", for "still
@@ -12,73 +12,59 @@ first answer was lost.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from random import Random
-from typing import NoReturn, TypeVar
 from urllib.parse import quote
-
-import msgspec
 
 from txcoord.model import Pattern, Status
 from txcoord.outcome import clean
-from txcoord.protocol import API_BASE, STATUS_FAILURE, STATUS_ONGOING, ResultWord
-from txcoord.request import without_credentials
+from txcoord.protocol import STATUS_FAILURE, STATUS_ONGOING
 from txcoord_sdk._calls import (
     PING_PATH,
     AnyReply,
     Call,
     Flow,
     HttpAnswer,
-    HttpWire,
     NoAnswer,
-    Pause,
-    Reply,
-    Wire,
 )
 from txcoord_sdk._checks import (
-    GRPC_SCHEMES,
     Fields,
-    base_url,
     checked_gid,
     checked_topic,
     checked_url,
 )
+from txcoord_sdk._exchange import (
+    MIN_CALL_S,
+    Exchanges,
+    ask,
+    is_to_repeat,
+    may_have_arrived,
+    message_of,
+    not_found,
+    pause,
+    text_of,
+)
 from txcoord_sdk.errors import (
-    CoordinatorUnreachableError,
     RequestRefusedError,
-    TransactionNotFoundError,
     TransactionRunningError,
     TxcoordSdkError,
 )
 from txcoord_sdk.message import Message
 from txcoord_sdk.results import (
     ListAnswer,
-    MessageAnswer,
     PingAnswer,
     QueryAnswer,
-    ResultAnswer,
     Transaction,
     VersionAnswer,
     WorkflowAnswer,
 )
 from txcoord_sdk.saga import Saga
 
-MAX_PAUSE_S = 2.0
-MAX_DOUBLINGS = 20
-MAX_RETRY_AFTER_S = 10.0
 FIRST_POLL_S = 0.05
 MAX_POLL_S = 1.0
-MIN_CALL_S = 1.0
-"""Even at the end of a wait a call gets this long: one cut off at once would tell nothing."""
-EXCERPT = 200
 MAX_REASON = 1000
 """Bytes. DTM's column holds 1024 characters, and DTM keeps failing on what is longer."""
-
-T = TypeVar("T")
-
 
 Settled = Callable[[WorkflowAnswer], bool]
 
@@ -112,31 +98,8 @@ class Filter:
         return {name: value for name, value in given.items() if value}
 
 
-class Rules:
+class Rules(Exchanges):
     """The operations on one coordinator."""
-
-    def __init__(
-        self,
-        *,
-        url: str,
-        timeout_s: float,
-        attempts: int,
-        backoff_s: float,
-        clock: Callable[[], float],
-        random: Random,
-    ) -> None:
-        if attempts < 1:
-            raise ValueError(f"attempts must be 1 or more, not {attempts}")
-        self.url = base_url(url)
-        self._shown_url = without_credentials(self.url)
-        self.timeout_s = timeout_s
-        self._wire = _wire_of(self.url)
-        self._attempts = attempts
-        self._backoff_s = backoff_s
-        self._clock = clock
-        self._random = random
-
-    # -- operations ------------------------------------------------------------------
 
     def submit(self, work: Saga | Message) -> Flow[str]:
         body = work.request()
@@ -171,7 +134,7 @@ class Rules:
 
     def query(self, gid: str) -> Flow[Transaction]:
         found = yield from self._find(checked_gid(gid))
-        return found if found is not None else _not_found(gid)
+        return found if found is not None else not_found(gid)
 
     def list_page(self, chosen: Filter, before: ListAnswer | None) -> Flow[ListAnswer | None]:
         """Get the page that follows one, or the first; None: there are no more."""
@@ -224,14 +187,14 @@ class Rules:
             attempt += 1
             reply = yield from self._send(call)
             if isinstance(reply, HttpAnswer):
-                if (_message(reply) or "").startswith(unless):
+                if (message_of(reply) or "").startswith(unless):
                     return False
-                if not _is_to_repeat(reply):
+                if not is_to_repeat(reply):
                     self._check_success("", reply)
                     return True
             if attempt >= self._attempts:
                 self._unreachable("", reply)
-            yield from _pause(self._delay(attempt, reply))
+            yield from pause(self._delay(attempt, reply))
 
     def version(self) -> Flow[str]:
         answer = yield from self._exchange("", self._call("GET", "/version"))
@@ -241,11 +204,6 @@ class Rules:
         call = self._wire.call("GET", PING_PATH, query={}, body=None, timeout_s=self.timeout_s)
         answer = yield from self._exchange("", call)
         self._decode("", answer, PingAnswer)
-
-    @property
-    def speaks_grpc(self) -> bool:
-        """Whether the coordinator is spoken to over gRPC: it then takes all URLs without a scheme for gRPC's."""
-        return self.url.startswith(GRPC_SCHEMES)
 
     # -- the requests of a prepared transaction; a TCC's state is `txcoord_sdk._tcc_rules`' ------
 
@@ -261,21 +219,21 @@ class Rules:
         while True:
             attempt += 1
             reply = yield from self._send(self._call("POST", "/registerBranch", body=body))
-            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+            if isinstance(reply, HttpAnswer) and not is_to_repeat(reply):
                 if reply.status == STATUS_FAILURE:
                     raise _not_open(gid, (yield from self._find(gid)), text_of(reply))
                 return self._check_success(gid, reply)
             # Look before sending it again: DTM answers 500, in its database's words, to a
             # registration that it has.
-            if _may_have_arrived(reply):
-                found = (yield from self._find(gid)) or _not_found(gid)
+            if may_have_arrived(reply):
+                found = (yield from self._find(gid)) or not_found(gid)
                 if found.status is not Status.PREPARED:
                     raise _not_open(gid, found, "branches can be registered only while it is prepared")
                 if any(branch.branch_id == branch_id for branch in found.branches):
                     return None
             if attempt >= self._attempts:
                 self._unreachable(gid, reply)
-            yield from _pause(self._delay(attempt, reply))
+            yield from pause(self._delay(attempt, reply))
 
     def check_registration(self, body: Fields) -> None:
         """Raise ValueError if it holds what cannot be sent to this coordinator."""
@@ -299,10 +257,10 @@ class Rules:
         attempt = 0
         while True:
             attempt += 1
-            reply = yield from _yield(call)
+            reply = yield from ask(call)
             if not isinstance(reply, NoAnswer) or reply.may_have_arrived or attempt >= self._attempts:
                 return reply
-            yield from _pause(self._delay(attempt, reply))
+            yield from pause(self._delay(attempt, reply))
 
     # -- the requests of a workflow; its state is `txcoord_sdk.workflow`'s ------------------------
 
@@ -315,7 +273,7 @@ class Rules:
         """Learn how far it got, or how it ended, without opening one."""
         answer = yield from self._exchange(gid, self._call("GET", "/query", query={"gid": gid}))
         found = self._decode(gid, answer, WorkflowAnswer)
-        return found if found.transaction is not None else _not_found(gid)
+        return found if found.transaction is not None else not_found(gid)
 
     def report(self, gid: str, path: str, body: Fields, is_settled: Settled) -> Flow[WorkflowAnswer | None]:
         """Report a step's result, or the end, until it is known to be stored, or known not to be wanted.
@@ -333,20 +291,20 @@ class Rules:
         while True:
             attempt += 1
             reply = yield from self._send(self._call("POST", path, body=body))
-            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+            if isinstance(reply, HttpAnswer) and not is_to_repeat(reply):
                 if reply.status == 200:
                     self._check_success(gid, reply)
                     return None
                 found = yield from self.find_workflow(gid)
                 return found if is_settled(found) else self._refused(gid, reply)
             # Look before sending it again: DTM answers 500 to a result that it has, and to an end.
-            if _may_have_arrived(reply):
+            if may_have_arrived(reply):
                 found = yield from self.find_workflow(gid)
                 if is_settled(found):
                     return found
             if attempt >= self._attempts:
                 self._unreachable(gid, reply)
-            yield from _pause(self._delay(attempt, reply))
+            yield from pause(self._delay(attempt, reply))
 
     # -- the parts they are made of --------------------------------------------------
 
@@ -382,31 +340,31 @@ class Rules:
             # A waiting submit is answered when the saga has ended: it gets all the time there is.
             timeout_s = self.timeout_s if deadline is None else max(deadline - self._clock(), MIN_CALL_S)
             reply = yield from self._send(self._call("POST", "/submit", body=body, timeout_s=timeout_s))
-            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
+            if isinstance(reply, HttpAnswer) and not is_to_repeat(reply):
                 if reply.status not in (STATUS_FAILURE, STATUS_ONGOING):
                     self._check_success(gid, reply)
                 return reply
             # Look before sending it again: DTM runs a repeated submit a second time.
-            if _may_have_arrived(reply):
+            if may_have_arrived(reply):
                 found = yield from self._find(gid, deadline)
                 if found is None and is_prepared:
                     # Sent again it would make a new one: without the branches, or after the end of the old.
-                    _not_found(gid)
+                    not_found(gid)
                 if found is not None and found.status is not Status.PREPARED:
                     return found
             if attempt >= self._attempts:
                 self._unreachable(gid, reply)
-            yield from _pause(self._delay(attempt, reply))
+            yield from pause(self._delay(attempt, reply))
 
     def _wait_until(self, gid: str, deadline: float) -> Flow[Transaction]:
         """Ask until it has ended or time is up; return it as it stands then."""
         poll_s = FIRST_POLL_S
         while True:
-            found = (yield from self._find(gid, deadline)) or _not_found(gid)
+            found = (yield from self._find(gid, deadline)) or not_found(gid)
             left_s = deadline - self._clock()
             if found.status.is_final or left_s <= 0:
                 return found
-            yield from _pause(min(left_s, poll_s * self._random.uniform(0.5, 1)))
+            yield from pause(min(left_s, poll_s * self._random.uniform(0.5, 1)))
             poll_s = min(poll_s * 2, MAX_POLL_S)
 
     def _find(self, gid: str, deadline: float | None = None) -> Flow[Transaction | None]:
@@ -414,138 +372,9 @@ class Rules:
         answer = yield from self._exchange(gid, call, deadline)
         return self._decode(gid, answer, QueryAnswer).joined()
 
-    def _exchange(
-        self, gid: str, call: Call, deadline: float | None = None, *, attempts: int | None = None
-    ) -> Flow[HttpAnswer]:
-        """Send a request that may be repeated, until it is answered.
-
-        What bounds the repetition is the deadline, if there is one, or else the attempts.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = math.inf if deadline is None else deadline - self._clock()
-            reply = yield from self._send(replace(call, timeout_s=min(call.timeout_s, max(left_s, MIN_CALL_S))))
-            if isinstance(reply, HttpAnswer) and not _is_to_repeat(reply):
-                return reply
-            if deadline is None:
-                if attempt >= (attempts or self._attempts):
-                    self._unreachable(gid, reply)
-                yield from _pause(self._delay(attempt, reply))
-            else:
-                left_s = deadline - self._clock()
-                if left_s <= 0:
-                    self._unreachable(gid, reply)
-                yield from _pause(min(left_s, self._delay(attempt, reply)))
-
-    def _delay(self, attempt: int, reply: Reply) -> float:
-        """Grow with each attempt; partly random, so that clients cut off together do not return together."""
-        asked_s = 0.0
-        if isinstance(reply, HttpAnswer) and reply.retry_after.isascii() and reply.retry_after.isdigit():
-            asked_s = min(float(reply.retry_after), MAX_RETRY_AFTER_S)
-        own_s = min(self._backoff_s * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_PAUSE_S)
-        return max(asked_s, own_s * self._random.uniform(0.5, 1))
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Fields | None = None,
-        timeout_s: float | None = None,
-    ) -> Call:
-        return self._wire.call(
-            method,
-            f"{API_BASE}{path}",
-            query=query or {},
-            body=body,
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
-        )
-
-    def _post(self, path: str, gid: str) -> Call:
-        return self._call("POST", path, body={"gid": gid})
-
-    def _send(self, call: Call) -> Flow[Reply]:
-        return self._wire.answer(call, (yield from _yield(call)))
-
-    def _decode(self, gid: str, answer: HttpAnswer, type_: type[T]) -> T:
-        if answer.status != 200:
-            self._refused(gid, answer)
-        try:
-            return msgspec.json.decode(answer.body, type=type_)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            reason = f"{self._shown_url} answered 200, but not as a coordinator does: {error}"
-            raise CoordinatorUnreachableError(gid, None, reason) from error
-
-    def _check_success(self, gid: str, answer: HttpAnswer) -> None:
-        # Status 200 alone proves nothing: many a web server answers it to anything.
-        word = self._decode(gid, answer, ResultAnswer).dtm_result
-        if word != ResultWord.SUCCESS:
-            raise CoordinatorUnreachableError(gid, None, f"{self._shown_url} answered 200 with the result {word!r}")
-
-    def _refused(self, gid: str, answer: HttpAnswer) -> NoReturn:
-        if _says_not_found(answer, gid):
-            _not_found(gid)
-        if answer.status == 404 or not 400 <= answer.status < 500:
-            reason = f"{self._shown_url} does not answer as a coordinator: status {answer.status}, {text_of(answer)}"
-            raise CoordinatorUnreachableError(gid, None, reason)
-        raise RequestRefusedError(gid, None, text_of(answer))
-
-    def _unreachable(self, gid: str, reply: Reply) -> NoReturn:
-        if isinstance(reply, NoAnswer):
-            reason = f"no answer from {self._shown_url} ({reply.detail})"
-        else:
-            reason = f"{self._shown_url} answered {reply.status}, {text_of(reply)}"
-        raise CoordinatorUnreachableError(gid, None, reason)
-
 
 def _is_prepared(work: Saga | Message) -> bool:
     return isinstance(work, Message) and work.is_prepared
-
-
-def _wire_of(url: str) -> Wire:
-    if not url.startswith(GRPC_SCHEMES):
-        return HttpWire(url)
-    # Only now: whoever speaks HTTP needs no protobuf.
-    from txcoord_sdk._grpc_wire import GrpcWire
-
-    return GrpcWire(url)
-
-
-def _yield(call: Call) -> Flow[AnyReply]:
-    reply = yield call
-    assert reply is not None, "a call is answered with a reply"
-    return reply
-
-
-def _pause(seconds: float) -> Flow[None]:
-    yield Pause(seconds)
-
-
-def _is_to_repeat(answer: HttpAnswer) -> bool:
-    return answer.status == 429 or (answer.status >= 500 and not _is_dtm_not_found(answer))
-
-
-def _may_have_arrived(reply: Reply) -> bool:
-    if isinstance(reply, NoAnswer):
-        return reply.may_have_arrived
-    return reply.status not in (429, 503)
-
-
-def _says_not_found(answer: HttpAnswer, gid: str) -> bool:
-    # A 404 that does not name the gid is another server's: the URL leads elsewhere.
-    if answer.status == 404:
-        return bool(gid) and gid in (_message(answer) or "")
-    return _is_dtm_not_found(answer)
-
-
-def _is_dtm_not_found(answer: HttpAnswer) -> bool:
-    return answer.status == 500 and (_message(answer) or "").startswith("no TransGlobal with gid")
-
-
-def _not_found(gid: str) -> NoReturn:
-    raise TransactionNotFoundError(gid, None, "no global transaction has this gid")
 
 
 def _not_open(gid: str, found: Transaction | None, said: str) -> TxcoordSdkError:
@@ -553,19 +382,6 @@ def _not_open(gid: str, found: Transaction | None, said: str) -> TxcoordSdkError
     if found is not None and found.status in (Status.ABORTING, Status.FAILED):
         return found.as_error(reason=said)
     return RequestRefusedError(gid, found.status if found else None, said)
-
-
-def _message(answer: HttpAnswer) -> str | None:
-    try:
-        return msgspec.json.decode(answer.body, type=MessageAnswer).message
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def text_of(answer: HttpAnswer) -> str:
-    """Give an answer's message, or else a piece of it, for people."""
-    text = _message(answer) or answer.body[:EXCERPT].decode(errors="replace")
-    return text or "no further word"
 
 
 def _milliseconds(instant: datetime | None) -> str:

@@ -1,4 +1,14 @@
-"""The coordinator clients: two thin shells, which drive the same rules over httpx and grpc."""
+"""The coordinator clients: two thin shells, which drive the same rules over httpx and grpc.
+
+How the pieces hang together, from here inwards:
+
+* `_operations` holds what both clients are made of; `tcc` and `xa_transaction` are the blocks they open.
+* `_rules` says for each operation what is sent, and what to do about its answer; `_two_phase_rules`, `_tcc_rules`
+  and `_xa_rules` do so for a block. All of them are generators: they yield calls and pauses, and get replies.
+* `_exchange` is one request to a coordinator: written, repeated, understood. `_branch_calls` is one to a participant.
+* `_calls` has the values that pass between a generator and the client that drives it, and the wire over HTTP;
+  `_grpc_wire` is that over gRPC, `_channels` keeps the connections for it.
+"""
 
 from __future__ import annotations
 
