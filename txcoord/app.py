@@ -14,7 +14,7 @@ from txcoord.engine.engine import Engine
 from txcoord.engine.settings import EngineSettings
 from txcoord.request import Limits
 from txcoord.service import Service
-from txcoord.settings import Settings
+from txcoord.settings.table import Settings
 from txcoord.store.base import Store
 from txcoord.store.url import open_store
 

@@ -15,18 +15,9 @@ from rich.table import Table
 from txcoord import __version__
 from txcoord.errors import TxcoordError
 from txcoord.process.start import EXIT_NOT_STARTED, StartError, sentences
-from txcoord.settings import (
-    FIELDS,
-    Loaded,
-    Settings,
-    SettingsError,
-    documentation,
-    load,
-    resolved_log_format,
-    rows,
-    shown,
-    shown_value,
-)
+from txcoord.settings.load import Loaded, SettingsError, load, resolved_log_format
+from txcoord.settings.show import documentation, rows, shown, shown_value
+from txcoord.settings.table import FIELDS, Settings
 
 EXIT_WRONG_SETTINGS = 2
 EXIT_INTERRUPTED = 130

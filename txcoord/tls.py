@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import grpc
 
-from txcoord.settings import Settings
+from txcoord.settings.table import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from localservers.processes import descendants
 from tests.e2e.harness import ROOT, upgrade
 from tests.integration.scripted import Participant
 from txcoord import __version__
-from txcoord.settings import FIELDS
+from txcoord.settings.table import FIELDS
 from txcoord_sdk.barrier import create_table_at
 from txcoord_sdk.xa import XaKey, prepare_sync
 

@@ -18,7 +18,7 @@ from txcoord.dispatch.router import RoutingDispatcher
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ParticipantTls
 from txcoord.model import Outcome
-from txcoord.settings import load
+from txcoord.settings.load import load
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from txcoord import cli
-from txcoord.settings import load
+from txcoord.settings.load import load
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"

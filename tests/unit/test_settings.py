@@ -10,7 +10,9 @@ from txcoord import app
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.engine.settings import EngineSettings
 from txcoord.request import Limits
-from txcoord.settings import FIELDS, Settings, SettingsError, documentation, load, without_password
+from txcoord.settings.load import SettingsError, load
+from txcoord.settings.show import documentation
+from txcoord.settings.table import FIELDS, Settings, without_password
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
@@ -177,10 +179,7 @@ def test_defaults_agree_with_those_of_the_parts() -> None:
 def test_every_setting_reaches_a_part() -> None:
     """A setting that is documented and read by nothing would be a lie."""
     source = "".join(
-        path.read_text()
-        for folder in (ROOT / "txcoord", ROOT / "txcoord" / "process")
-        for path in folder.glob("*.py")
-        if path.name != "settings.py"
+        path.read_text() for folder in (ROOT / "txcoord", ROOT / "txcoord" / "process") for path in folder.glob("*.py")
     )
     read = {*re.findall(r"settings\.(\w+)", source), "log_format"}  # the last one by settings.resolved_log_format
 

@@ -23,7 +23,7 @@ from txcoord.app import App, build
 from txcoord.process.http_protocol import HttpProtocol
 from txcoord.process.sockets import Address
 from txcoord.process.start import EXIT_NOT_STARTED, EXIT_OK, StartError, sentences
-from txcoord.settings import Settings
+from txcoord.settings.table import Settings
 from txcoord.store.url import open_store
 from txcoord.tls import Tls, load_tls
 

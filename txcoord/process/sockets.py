@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from txcoord.process.start import StartError
-from txcoord.settings import Settings
+from txcoord.settings.table import Settings
 
 Address = tuple[str, int]
 """An IP address and a port."""

@@ -28,7 +28,8 @@ from txcoord.logs import configure, get_logger
 from txcoord.process.server import check_start, run
 from txcoord.process.sockets import Address, bind, grpc_reserved, reserved, urls_of
 from txcoord.process.start import EXIT_NOT_STARTED, EXIT_OK, StartError
-from txcoord.settings import Settings, resolved_log_format
+from txcoord.settings.load import resolved_log_format
+from txcoord.settings.table import Settings
 
 log = get_logger()
 

@@ -1,45 +1,22 @@
-"""All settings of the coordinator: one table, and three ways to set each besides its default.
-
-A flag wins over an environment variable (`TXCOORD_<NAME>`), that over the TOML file that
-`--config` or `TXCOORD_CONFIG` names, and that over the default. Whatever is wrong, a
-misspelled name included, is refused at start with a sentence that says where it stands
-and what is allowed. docs/settings.md is made from this module.
-"""
+"""The table: what each setting is called, may be, is by default, and means. docs/settings.md is made from it."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, cast, get_args
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, Self
 
-from annotated_types import Ge, Le
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from txcoord.protocol import DEFAULT_GRPC_PORT, DEFAULT_HTTP_PORT
 
 ENV_PREFIX: Final = "TXCOORD_"
-CONFIG_VARIABLE: Final = "TXCOORD_CONFIG"
-
-# Not the coordinator's: the SDK, scripts/ and the tests read them. Kubernetes adds the rest to every
-# container beside a service named "txcoord" or "txcoord-grpc", TXCOORD_PORT=tcp://… among them.
-_FOREIGN_VARIABLE: Final = re.compile(
-    r"TXCOORD_(CONFIG|URL|PYTHON|NO_APT|(TEST|SIMULATION)_.*"
-    r"|(GRPC_)?(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT_[0-9]+_.*))",
-    re.IGNORECASE,
-)
-_KUBERNETES_PORT: Final = re.compile(r"(tcp|udp)://.*")
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -224,196 +201,7 @@ class Settings(BaseSettings):
 FIELDS: Final[Mapping[str, FieldInfo]] = Settings.model_fields
 
 
-class SettingsError(Exception):
-    """A setting is wrong; the text has a sentence for each that is."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
-class Loaded:
-    """Settings, and where each of them came from."""
-
-    def __init__(self, values: Settings, origins: Mapping[str, str]) -> None:
-        self.values = values
-        self._origins = origins
-
-    def origin(self, name: str) -> str:
-        return self._origins.get(name, "default")
-
-
-def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None) -> Loaded:
-    """Read the settings of this process.
-
-    Args:
-        flags: what the command line says, by the names of `Settings`; None for what it does not say.
-        config: the TOML file; None for the one that `TXCOORD_CONFIG` names, if any.
-
-    Raises:
-        SettingsError: something is wrong; every problem has its sentence.
-    """
-    config = config or _config_from_environment()
-    layers = {
-        f"the file {config}": _read_file(config) if config else {},
-        "the environment": _read_environment(),
-        "the command line": {name: value for name, value in (flags or {}).items() if value is not None},
-    }
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for origin, layer in layers.items():
-        for name, value in layer.items():
-            if name not in FIELDS:
-                problems.append(_unknown(name, origin))
-                continue
-            values[name] = value
-            origins[name] = f"{ENV_PREFIX}{name.upper()}" if origin == "the environment" else origin
-    if problems:
-        raise SettingsError(problems)
-    try:
-        return Loaded(Settings(**values), origins)
-    except ValidationError as error:
-        raise SettingsError([_problem(detail, origins) for detail in error.errors()]) from error
-
-
-def _config_from_environment() -> Path | None:
-    named = os.environ.get(CONFIG_VARIABLE)
-    return Path(named) if named else None
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SettingsError([f"the settings file {path} does not exist"])
-    try:
-        return TomlConfigSettingsSource(Settings, path)()
-    except (OSError, ValueError) as error:
-        raise SettingsError([f"the settings file {path} cannot be read as TOML: {error}"]) from error
-
-
-def _read_environment() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for variable, value in os.environ.items():
-        if not variable.upper().startswith(ENV_PREFIX) or _FOREIGN_VARIABLE.fullmatch(variable):
-            continue
-        name = variable[len(ENV_PREFIX) :].lower()
-        if name not in FIELDS:
-            found[name] = value
-    known = EnvSettingsSource(Settings)()
-    for name in ("port", "grpc_port"):
-        if _KUBERNETES_PORT.fullmatch(str(known.get(name, ""))):
-            del known[name]
-    return {**found, **known}
-
-
-def _unknown(name: str, origin: str) -> str:
-    shown = f"{ENV_PREFIX}{name.upper()}" if origin == "the environment" else name
-    close = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.6)
-    as_here = str.upper if origin == "the environment" else str
-    prefix = ENV_PREFIX if origin == "the environment" else ""
-    hint = f"did you mean {prefix}{as_here(close[0])}?" if close else "`txcoord settings` lists all there are"
-    return f"{shown}, from {origin}, is not a setting: {hint}"
-
-
-def _problem(detail: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    if not detail["loc"]:
-        return str(detail["ctx"]["error"])
-    name = str(detail["loc"][0])
-    expected = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"it must be {allowed(name)}"
-    return f"{name} is {shown_value(name, detail['input'])!r} (from {origins[name]}): {expected}"
-
-
-# -- how settings are shown -----------------------------------------------------------
-
-
 def without_password(url: str) -> str:
     """Hide the password of a URL, whatever else is in it."""
     url = re.sub(r"^([^:]*:/*[^:@/]*):.*@", r"\1:***@", url)
     return re.sub(r"([?&](?:password|passwd|pw)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
-
-
-def shown_value(name: str, value: object) -> object:
-    return without_password(value) if name in ("store", "alert_webhook") and isinstance(value, str) else value
-
-
-def allowed(name: str) -> str:
-    """Say what values a setting may have."""
-    field = FIELDS[name]
-    if choices := get_args(field.annotation):
-        return "one of " + ", ".join(map(str, choices))
-    if field.annotation is bool:
-        return "true or false"
-    lowest = next((item.ge for item in field.metadata if isinstance(item, Ge)), None)
-    highest = next((item.le for item in field.metadata if isinstance(item, Le)), None)
-    if lowest is None:
-        return _TEXTS[name]
-    kind = "a whole number" if field.annotation is int else "a number"
-    return f"{kind} from {lowest} to {highest}"
-
-
-_TEXTS: Final = {
-    "host": "a host name or address",
-    "store": "a URL",
-    "tls_ca_file": "a path",
-    "tls_cert_file": "a path",
-    "tls_key_file": "a path",
-    "tls_client_ca_file": "a path",
-    "participant_tls_file": "a path",
-    "alert_webhook": "a URL",
-}
-
-
-def shown(value: object) -> str:
-    """Write a value as it is written in the file."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) or '""'
-
-
-def resolved_log_format(settings: Settings) -> Literal["json", "text"]:
-    if settings.log_format == "auto":
-        return "text" if sys.stderr.isatty() else "json"
-    return settings.log_format
-
-
-def rows() -> Iterator[tuple[str, str, str, str]]:
-    """Name, what is allowed, default and meaning of every setting."""
-    for name, field in FIELDS.items():
-        meaning = cast(str, field.description)
-        yield name, allowed(name), shown(field.default), meaning
-
-
-def documentation() -> str:
-    """Make docs/settings.md."""
-    table = "\n".join(
-        f"| `{name}` | `{ENV_PREFIX}{name.upper()}` | {bounds} | `{default}` | {meaning} |"
-        for name, bounds, default, meaning in rows()
-    )
-    return _PAGE.format(table=table)
-
-
-_PAGE: Final = """\
-# Settings
-
-<!-- Made from txcoord/settings.py by `txcoord settings --markdown`; a test fails when it is out of date. -->
-
-A setting has its value from the first of these that names it:
-
-1. a flag of `txcoord serve`: `--port 8080`, or for those without a flag of their own `--set max_branches=50`;
-2. an environment variable: `TXCOORD_PORT=8080`;
-3. a TOML file, named by `--config` or `TXCOORD_CONFIG`: `port = 8080`;
-4. the default.
-
-`txcoord settings` prints what is in effect and where it came from. A value that is not allowed, or a name that is not
-known, stops the start with a sentence and exit code 2. Names end in their unit: `_s` in seconds, which may have a
-fraction, `_bytes` in bytes.
-
-| In the file | Environment | Allowed | Default | Meaning |
-|---|---|---|---|---|
-{table}
-
-Variables that Kubernetes makes for services named `txcoord` and `txcoord-grpc` (`TXCOORD_SERVICE_HOST`,
-`TXCOORD_PORT=tcp://…` and their like), `TXCOORD_URL` (the SDK's), and `TXCOORD_PYTHON`, `TXCOORD_NO_APT`,
-`TXCOORD_TEST_…` and `TXCOORD_SIMULATION_…` (those of scripts and tests) are not settings of the coordinator and are
-ignored.
-"""
