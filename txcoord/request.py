@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from urllib.parse import urlsplit
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from txcoord.grpc_call import GRPC_FORM, fault_of_metadata, read_url
 from txcoord.jsonrpc import BadParamsError, method_of, read_params
 from txcoord.model import Options, Status
 from txcoord.protocol import GRPC, HTTP, JSON_RPC, METHOD_PARAMETER, branch_id_of
+from txcoord.url import fault_of_url
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what fits Latin-1, as RFC 9110 reads it
@@ -164,10 +165,15 @@ def check_params(payload: bytes, *, url: str, protocol: str, where: str) -> None
         raise InvalidRequestError(f"{where} {error}: it is to be called over JSON-RPC ({url})") from error
 
 
-def check_url(url: str, *, where: str, limits: Limits, protocol: str = HTTP) -> str:
+def check_url(
+    url: str, *, where: str, limits: Limits, protocol: str = HTTP, headers: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Return a URL that can be called; an empty one stands for "nothing to call".
 
     Of a transaction whose protocol is not HTTP, one without a scheme is called over gRPC.
+
+    Args:
+        headers: what is sent with the call. Over gRPC it has to be metadata.
     """
     if not url:
         return url
@@ -178,6 +184,8 @@ def check_url(url: str, *, where: str, limits: Limits, protocol: str = HTTP) -> 
     fault = _fault_of_grpc_url(url) if is_grpc(url, protocol) else _fault_of_url(url)
     if fault:
         raise InvalidRequestError(f"{where} {url!r} {fault}")
+    if headers and is_grpc(url, protocol):
+        _check_metadata(headers, f"{where} is")
     return url
 
 
@@ -202,17 +210,7 @@ def _fault_of_grpc_url(url: str) -> str:
     return ""
 
 
-@lru_cache(maxsize=4096)
-def _fault_of_url(url: str) -> str:
-    """Say what is wrong with a URL. Kept, because the same few come with every transaction."""
-    if not url.isprintable() or " " in url:
-        return "has spaces or control characters: percent-encode them"
-    try:
-        parts = urlsplit(url)
-        is_complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        return f"is not a URL: {error}"
-    return "" if is_complete else "is not a complete http:// or https:// URL"
+_fault_of_url = lru_cache(maxsize=4096)(fault_of_url)  # the same few come with every transaction
 
 
 def check_payloads(request: TransRequest, limits: Limits) -> Sequence[bytes]:
@@ -254,6 +252,13 @@ def _check_headers(headers: Mapping[str, str], limits: Limits, protocol: str) ->
             raise InvalidRequestError(
                 f"branch_headers: the value of {name!r} has characters that a header cannot carry"
             )
-        if protocol == GRPC and (fault := fault_of_metadata(name.lower(), value)):
-            raise InvalidRequestError(f"branch_headers: {name!r} {fault}, and the branches are called over gRPC")
+    if protocol == GRPC:
+        # Those that are registered later, too.
+        _check_metadata(headers, "the branches are")
     return dict(headers)
+
+
+def _check_metadata(headers: Mapping[str, str], what: str) -> None:
+    for name, value in headers.items():
+        if fault := fault_of_metadata(name.lower(), value):
+            raise InvalidRequestError(f"branch_headers: {name!r} {fault}, and {what} called over gRPC")

@@ -21,9 +21,9 @@ from txcoord.dispatch.grpc import GrpcDispatcher, make_metadata, parse_target
 from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.router import RoutingDispatcher
 from txcoord.dispatch.settings import DispatchSettings
-from txcoord.dispatch.url import BadUrlError
 from txcoord.model import Op, Outcome, Pattern
 from txcoord.proto.workflow_pb2 import WorkflowData
+from txcoord.url import BadUrlError
 
 
 def request(url: str, **changes: Any) -> BranchRequest:

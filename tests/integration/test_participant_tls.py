@@ -192,6 +192,16 @@ def test_grpc_speaks_tls_only_where_the_file_says_so(write: Write) -> None:
     assert tls.of_grpc("c", 1) is None
 
 
+def test_a_host_is_the_same_however_it_is_written(write: Write) -> None:
+    names = ("a.b:1", "[::1]:1", "[0:0::2]", "c.:2")
+    tls = ParticipantTls(write("\n".join(f'["{name}"]\ntls = true' for name in names)))
+
+    for host, port in [
+        ("A.b.", 1), ("::1", 1), ("[::1]", 1), ("0:0:0:0:0:0:0:1", 1), ("[0::0:1]", 1), ("::2", 7), ("C", 2)
+    ]:  # fmt: skip
+        assert tls.of_grpc(host, port) is not None, host
+
+
 def test_paths_are_relative_to_the_file(authority: Authority, shown: Certificate) -> None:
     file = authority.ca_file.with_name("participants.toml")
     file.write_text(f'["*"]\ntls = true\nca_file = "{authority.ca_file.name}"\ncert_file = "{shown.cert_file.name}"\n'

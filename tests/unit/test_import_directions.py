@@ -34,11 +34,12 @@ PURE = frozenset(
         "saga",
         "tcc",
         "two_phase",
+        "url",
         "workflow",
         "xa",
     ]
 )
-"""Rules and values: they import each other, the standard library and msgspec."""
+"""Rules and values: they import each other, the standard library, msgspec and idna."""
 
 SHELL = frozenset(["app", "cli", "process", "settings", "tls", "__main__"])
 """What puts the parts together: may import everything, and nothing imports it."""
@@ -89,6 +90,7 @@ SDK_PACKAGES = frozenset(
         "google",
         "grpc",
         "httpx",
+        "idna",
         "msgspec",
         "psycopg",
         "pymysql",
@@ -164,7 +166,7 @@ def _within(module: str) -> str:
 
 def _is_pure_package(name: str) -> bool:
     top = name.partition(".")[0]
-    return top == "msgspec" or (top in sys.stdlib_module_names and top not in IMPURE_STANDARD_LIBRARY)
+    return top in ("msgspec", "idna") or (top in sys.stdlib_module_names and top not in IMPURE_STANDARD_LIBRARY)
 
 
 def test_every_module_has_a_layer() -> None:

@@ -142,6 +142,16 @@ def test_the_submit_says_how_to_deliver_and_the_prepare_what() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("prepared", "said", "is_concurrent"),
+    [(False, '{"concurrent":true}', True), (True, '{"concurrent":false}', False), (True, '{"delay":1}', True)],
+)
+def test_the_submit_may_say_whether_all_at_once(prepared: bool, said: str, is_concurrent: bool) -> None:
+    forward = submitted(build(concurrent=prepared), build(custom_data=said), now_us=LATER_US)
+
+    assert forward.options.concurrent is is_concurrent
+
+
 def test_what_the_prepare_said_holds_if_the_submit_says_nothing() -> None:
     forward = submitted(build(custom_data='{"delay":2}'), build(), now_us=LATER_US)
 

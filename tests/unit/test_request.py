@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txcoord.errors import InvalidRequestError, RequestTooLargeError
@@ -18,6 +18,7 @@ from txcoord.request import (
     check_protocol,
     check_url,
 )
+from txcoord.url import parse_url
 
 LIMITS = Limits()
 
@@ -169,9 +170,14 @@ def test_urls_that_can_be_called(url: str) -> None:
         pytest.param("http:///path", "is not a complete", id="no host"),
         pytest.param("http://:80/", "is not a complete", id="only a port"),
         pytest.param("http://h:0/", "is not a complete", id="port 0"),
-        pytest.param("http://h:99999/", "is not a URL", id="port too high"),
-        pytest.param("http://h:x/", "is not a URL", id="port no number"),
-        pytest.param("http://[::1/", "is not a URL", id="broken address"),
+        pytest.param("http://h:99999/", "its port is not a number from 1 to 65535", id="port too high"),
+        pytest.param("http://h:x/", "its port is not a number", id="port no number"),
+        pytest.param("http://[::1/", "its IPv6 address is malformed", id="broken address"),
+        pytest.param("http://[::1]x:80/", "its port is not a number", id="text behind an address"),
+        pytest.param("http://[v1.x]/", "its IPv6 address is malformed", id="an address of the future"),
+        pytest.param("http://[fe80::1%25eth0]/", "its IPv6 address has a zone", id="zone"),
+        pytest.param("http://1.2.3.999/", "its IPv4 address is malformed", id="number too high"),
+        pytest.param("http://ü..com/", "not a valid international name", id="empty label"),
         pytest.param("http://h/a b", "percent-encode", id="space"),
         pytest.param("http://h/\r\nHost:", "percent-encode", id="line break"),
     ],
@@ -179,6 +185,29 @@ def test_urls_that_can_be_called(url: str) -> None:
 def test_any_other_url_is_refused_and_named(url: str, complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"the action URL of branch 01 .*{complaint}"):
         check_url(url, where="the action URL of branch 01", limits=LIMITS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("aü1.:[]%@/?#-\u00ad\u2024"), max_size=12))
+def test_what_is_accepted_can_be_called(rest: str) -> None:
+    url = f"http://{rest}"
+    try:
+        check_url(url, where="the action URL of branch 01", limits=LIMITS)
+    except InvalidRequestError:
+        return
+    parse_url(url)
+
+
+@pytest.mark.parametrize("protocol", ["http", "json-rpc", "grpc"])
+def test_headers_of_what_is_called_over_grpc_have_to_be_metadata(protocol: str) -> None:
+    def check(url: str) -> None:
+        check_url(url, where="the URL", limits=LIMITS, protocol=protocol, headers={"x-town": "Köln"})
+
+    check("http://h/")
+    check("")
+    if protocol != "http":
+        with pytest.raises(InvalidRequestError, match=r"'x-town' has a value .* and the URL is called over gRPC"):
+            check("h:80/package.Service/Method")
 
 
 def test_urls_are_bounded() -> None:

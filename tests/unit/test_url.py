@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from txcoord.dispatch.url import BadUrlError, join_url, parse_url
+from txcoord.url import BadUrlError, join_url, parse_url
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from txcoord.dispatch.headers import HeaderBlock
 from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ParticipantTls
-from txcoord.dispatch.url import BadUrlError, Url, join_url, parse_url
+from txcoord.url import BadUrlError, Url, join_url, parse_url
 
 _TO_GET = frozenset((301, 302, 303))
 _REDIRECTS = frozenset((*_TO_GET, 307, 308))

@@ -12,7 +12,7 @@ from txcoord.dispatch.deadlines import End
 from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings
 from txcoord.dispatch.names import Addresses
 from txcoord.dispatch.tls import ClientTls
-from txcoord.dispatch.url import Url
+from txcoord.url import Url
 
 _OUR_OWN_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 """This process or machine has run out of something; the endpoint is not to blame."""

@@ -24,12 +24,12 @@ from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.limited import LimitedEndpoint, NoAnswer, Surroundings
 from txcoord.dispatch.settings import DispatchSettings
 from txcoord.dispatch.tls import ClientTls, ParticipantTls
-from txcoord.dispatch.url import BadUrlError
 from txcoord.grpc_call import Metadata, as_ascii, metadata_of, read_url
 from txcoord.model import Outcome, Pattern
 from txcoord.outcome import clean, understand_grpc
 from txcoord.proto.workflow_pb2 import WorkflowData
 from txcoord.protocol import METADATA_PREFIX
+from txcoord.url import BadUrlError
 
 _Method = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 

@@ -10,10 +10,10 @@ from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.over_http import OverHttp
 from txcoord.dispatch.settings import DispatchSettings
-from txcoord.dispatch.url import BadUrlError
 from txcoord.model import Pattern
 from txcoord.outcome import describe, understand
 from txcoord.protocol import QUERY_PARAMETERS
+from txcoord.url import BadUrlError
 
 __all__ = ["DispatchSettings", "HttpDispatcher"]
 

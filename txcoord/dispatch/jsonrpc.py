@@ -6,8 +6,8 @@ from txcoord.dispatch.base import BranchRequest, CallResult
 from txcoord.dispatch.headers import BadHeaderError
 from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.over_http import OverHttp
-from txcoord.dispatch.url import BadUrlError
 from txcoord.jsonrpc import BadParamsError, make_request, method_of, read_params, understand_reply
+from txcoord.url import BadUrlError
 
 
 class JsonRpcDispatcher(OverHttp):

@@ -12,9 +12,9 @@ from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.connection import Answer
 from txcoord.dispatch.headers import DEFAULT_HEADERS, HeaderBlock, make_headers
 from txcoord.dispatch.settings import DispatchSettings
-from txcoord.dispatch.url import Url
 from txcoord.model import Outcome
 from txcoord.outcome import clean, describe
+from txcoord.url import Url
 
 _LONGEST_CACHED = 4096
 

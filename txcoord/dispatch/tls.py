@@ -17,6 +17,8 @@ import re
 import ssl
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import msgspec
@@ -24,7 +26,7 @@ from msgspec import Struct
 
 from txcoord.dispatch.settings import DispatchSettings
 
-_NAME = re.compile(r"(\*|(\*\.)?[0-9a-z._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_NAME = re.compile(r"(?P<host>\*|(\*\.)?[0-9a-z._-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?")
 
 
 class EndpointTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,7 +87,7 @@ class ParticipantTls:
 
     def of(self, host: str, port: int) -> ClientTls:
         """How to speak to an endpoint over https."""
-        own = self._own(host.lower(), port)
+        own = self._own(host, port)
         if own is not None:
             return own
         if self._general is None:
@@ -94,13 +96,13 @@ class ParticipantTls:
 
     def of_grpc(self, host: str, port: int) -> ClientTls | None:
         """How to speak to an endpoint over gRPC; None: without TLS."""
-        own = self._own(host.lower(), port)
+        own = self._own(host, port)
         return own if own is not None and own.table.tls else None
 
     def _own(self, host: str, port: int) -> ClientTls | None:
         if not self._by_name:
             return None
-        shown = f"[{host}]" if ":" in host else host
+        shown = _canonical(host)
         labels = shown.split(".")
         names = [shown, *(f"*.{'.'.join(labels[index:])}" for index in range(1, len(labels))), "*"]
         for name in names:
@@ -128,7 +130,23 @@ def _read(file: str) -> Mapping[str, EndpointTls]:
         if fault := _fault(name.lower(), table):
             raise ValueError(f"the file {file} (participant_tls_file), table {name!r}: {fault}")
     folder = path.absolute().parent
-    return {name.lower(): _with_paths_below(folder, table) for name, table in tables.items()}
+    return {_canonical_name(name): _with_paths_below(folder, table) for name, table in tables.items()}
+
+
+def _canonical(host: str) -> str:
+    """Write a host in one way, however a URL or a table writes it: a table missed is TLS left out, over gRPC."""
+    host = host.lower().removesuffix(".")
+    if ":" not in host:
+        return host
+    with suppress(ValueError):
+        host = str(IPv6Address(host.strip("[]")))
+    return f"[{host.strip('[]')}]"
+
+
+def _canonical_name(name: str) -> str:
+    match = _NAME.fullmatch(name.lower())
+    assert match is not None, "checked before"
+    return _canonical(match["host"]) + (match["port"] or "")
 
 
 def _fault(name: str, table: EndpointTls) -> str:

@@ -18,7 +18,7 @@ from txcoord.dispatch.client import HttpClient
 from txcoord.dispatch.headers import make_headers
 from txcoord.dispatch.limited import NoAnswer
 from txcoord.dispatch.settings import DispatchSettings
-from txcoord.dispatch.url import BadUrlError
+from txcoord.url import BadUrlError
 
 _logger = logging.getLogger(__name__)
 

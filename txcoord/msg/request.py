@@ -7,8 +7,9 @@ it is to be, the same object if nothing changes, or raise what the caller is tol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Self
 
 import msgspec
 
@@ -56,20 +57,27 @@ def build_msg(
     protocol = check_protocol(request.protocol)
     branches = []
     for position, (step, payload) in enumerate(zip(request.steps, check_payloads(request, limits), strict=True)):
-        url = step.get(Op.ACTION.value, "")
+        branch_id, url = branch_id_of(position), step.get(Op.ACTION.value, "")
         topic = topic_of(url)
         if topic is None:
-            action = BranchOp(branch_id=branch_id_of(position), op=Op.ACTION, url=url, payload=payload)
-            branches.append(
-                _checked(action, protocol, limits, position, where=f"the action URL of branch {branch_id_of(position)}")
-            )
+            where = f"the action URL of branch {branch_id}"
+            actions: Iterable[BranchOp] = (BranchOp(branch_id=branch_id, op=Op.ACTION, url=url, payload=payload),)
         else:
             where = f"a subscriber of the topic {topic} (to a message whose protocol is {protocol})"
-            for action in _fanned_out(position, topic, topics.get(topic, ()), payload):
-                branches.append(_checked(action, protocol, limits, position, where=where))
+            actions = _fanned_out(position, topic, topics.get(topic, ()), payload)
+        for action in actions:
+            check_url(action.url, where=where, limits=limits, protocol=protocol, headers=request.branch_headers)
+            check_params(payload, url=action.url, protocol=protocol, where=f"the payload of branch {branch_id}")
+            branches.append(action)
     if len(branches) > len(request.steps):
         _check_fan_out(branches, limits)
-    query_prepared = check_url(request.query_prepared, where="query_prepared", limits=limits, protocol=protocol)
+    query_prepared = check_url(
+        request.query_prepared,
+        where="query_prepared",
+        limits=limits,
+        protocol=protocol,
+        headers=request.branch_headers,
+    )
     if query_prepared:
         branches.append(BranchOp(branch_id=CHECK_BACK_BRANCH, op=Op.MSG, url=query_prepared))
     options = _with_delivery(check_options(request, limits), request.custom_data, limits)
@@ -87,14 +95,6 @@ def build_msg(
         deadline_us=now_us + int((options.timeout_to_fail_s or default_timeout_s) * MICROSECONDS),
     )
     return msg if status is Status.PREPARED else _forward(msg, now_us).replace(status=status)
-
-
-def _checked(action: BranchOp, protocol: str, limits: Limits, position: int, *, where: str) -> BranchOp:
-    check_url(action.url, where=where, limits=limits, protocol=protocol)
-    check_params(
-        action.payload, url=action.url, protocol=protocol, where=f"the payload of branch {branch_id_of(position)}"
-    )
-    return action
 
 
 def _fanned_out(position: int, topic: str, subscribers: Sequence[Subscriber], payload: bytes) -> Iterator[BranchOp]:
@@ -130,14 +130,19 @@ class _Delivery(msgspec.Struct, frozen=True):
     concurrent: bool | None = None
     """As in a saga's: DTM's gRPC messages have no other place for it."""
 
+    @classmethod
+    def read(cls, custom_data: str) -> Self:
+        """Raises `InvalidRequestError`."""
+        try:
+            return msgspec.json.decode(custom_data, type=cls | None) or cls()
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+            raise InvalidRequestError(f"custom_data of a msg cannot be read: {error}") from error
+
 
 def _with_delivery(options: Options, custom_data: str, limits: Limits) -> Options:
     if not custom_data:
         return options
-    try:
-        delivery = msgspec.json.decode(check_custom_data(custom_data, limits), type=_Delivery | None) or _Delivery()
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise InvalidRequestError(f"custom_data of a msg cannot be read: {error}") from error
+    delivery = _Delivery.read(check_custom_data(custom_data, limits))
     delay_us = _duration_us("delay", delivery.delay, limits)
     give_up_after_us = _duration_us("deadline", delivery.deadline, limits)
     return msgspec.structs.replace(
@@ -175,11 +180,13 @@ def submitted(msg: GlobalTransaction, wish: GlobalTransaction, *, now_us: int) -
     if msg.status is not Status.PREPARED:
         raise StatusConflictError(msg.gid, status=msg.status, wanted="submit", pattern=msg.pattern)
     if wish.custom_data and wish.custom_data != msg.custom_data:
+        concurrent = _Delivery.read(wish.custom_data).concurrent
         options = msgspec.structs.replace(
             msg.options,
             delay_us=wish.options.delay_us,
             max_attempts=wish.options.max_attempts,
             give_up_after_us=wish.options.give_up_after_us,
+            concurrent=msg.options.concurrent if concurrent is None else concurrent,
         )
         msg = msg.replace(options=options, custom_data=wish.custom_data)
     return decided_forward(msg, now_us=now_us)

@@ -37,7 +37,11 @@ def build_saga(request: TransRequest, limits: Limits, *, now_us: int) -> GlobalT
         branch_id = branch_id_of(step)
         for op in (Op.COMPENSATE, Op.ACTION):
             url = check_url(
-                urls.get(op.value, ""), where=f"the {op} URL of branch {branch_id}", limits=limits, protocol=protocol
+                urls.get(op.value, ""),
+                where=f"the {op} URL of branch {branch_id}",
+                limits=limits,
+                protocol=protocol,
+                headers=request.branch_headers,
             )
             check_params(payload, url=url, protocol=protocol, where=f"the payload of branch {branch_id}")
             branches.append(BranchOp(branch_id=branch_id, op=op, url=url, payload=payload))

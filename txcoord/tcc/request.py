@@ -16,11 +16,16 @@ def registered(tcc: GlobalTransaction, branch: BranchRegistration, limits: Limit
             f"data of branch {branch_id} of {tcc.gid} has {len(branch.data)} bytes:"
             f" at most {limits.max_payload_bytes} (max_payload_bytes) are allowed"
         )
-    whose = f"URL of branch {branch_id} of {tcc.gid}"
-    confirm = check_url(branch.confirm, where=f"the confirm {whose}", limits=limits, protocol=tcc.protocol)
-    cancel = check_url(branch.cancel, where=f"the cancel {whose}", limits=limits, protocol=tcc.protocol)
+    for op, url in ((Op.CONFIRM, branch.confirm), (Op.CANCEL, branch.cancel)):
+        check_url(
+            url,
+            where=f"the {op} URL of branch {branch_id} of {tcc.gid}",
+            limits=limits,
+            protocol=tcc.protocol,
+            headers=tcc.options.branch_headers,
+        )
     ops = (
-        BranchOp(branch_id=branch_id, op=Op.CANCEL, url=cancel, payload=branch.data),
-        BranchOp(branch_id=branch_id, op=Op.CONFIRM, url=confirm, payload=branch.data),
+        BranchOp(branch_id=branch_id, op=Op.CANCEL, url=branch.cancel, payload=branch.data),
+        BranchOp(branch_id=branch_id, op=Op.CONFIRM, url=branch.confirm, payload=branch.data),
     )
     return with_branch(tcc, branch, ops, limits, now_us=now_us)

@@ -46,7 +46,13 @@ def build_workflow(request: TransRequest, limits: Limits, *, now_us: int, interv
     """
     options = check_options(request, limits)
     protocol = check_protocol(request.protocol)
-    url = check_url(request.query_prepared, where="query_prepared", limits=limits, protocol=protocol)
+    url = check_url(
+        request.query_prepared,
+        where="query_prepared",
+        limits=limits,
+        protocol=protocol,
+        headers=request.branch_headers,
+    )
     custom_data = check_custom_data(request.custom_data, limits)
     plan = _Plan.read(custom_data)
     if url and not plan.name:

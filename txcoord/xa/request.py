@@ -19,7 +19,13 @@ def registered(xa: GlobalTransaction, branch: BranchRegistration, limits: Limits
         raise InvalidRequestError(
             f"url of branch {branch_id} of {xa.gid} is empty: name where its commit or rollback is to be sent"
         )
-    url = check_url(branch.url, where=f"url of branch {branch_id} of {xa.gid}", limits=limits, protocol=xa.protocol)
+    url = check_url(
+        branch.url,
+        where=f"url of branch {branch_id} of {xa.gid}",
+        limits=limits,
+        protocol=xa.protocol,
+        headers=xa.options.branch_headers,
+    )
     ops = (
         BranchOp(branch_id=branch_id, op=Op.ROLLBACK, url=url),
         BranchOp(branch_id=branch_id, op=Op.COMMIT, url=url),

@@ -1,5 +1,6 @@
 """URLs of branches: parsed once, encoded as httpx encodes them, safe to put into a request.
 
+Those that check a URL and those that call it read it here, so that nothing is accepted that can never be called.
 Everything that leaves this module for the wire is printable ASCII without spaces.
 """
 
@@ -62,6 +63,19 @@ def parse_url(text: str) -> Url:
         raise BadUrlError(f"the URL {_shown(text)} cannot be called: {error}") from None
     except UnicodeError:
         raise BadUrlError(f"the URL {_shown(text)} cannot be called: it has no valid encoding") from None
+
+
+def fault_of_url(text: str) -> str:
+    """Say why a URL cannot be called, going on from the URL; "" if it can."""
+    if not text.isprintable() or " " in text:
+        return "has spaces or control characters: percent-encode them"
+    try:
+        _parse(text)
+    except BadUrlError as error:
+        return f"is not a complete http:// or https:// URL: {error}"
+    except UnicodeError:
+        return "is not a complete http:// or https:// URL: it has no valid encoding"
+    return ""
 
 
 def join_url(base: Url, location: str) -> Url:
@@ -133,8 +147,8 @@ def _host(host: str) -> str:
 def _port(text: str, scheme: str) -> int:
     if not text:
         return _DEFAULT_PORTS[scheme]
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65_535):
-        raise BadUrlError("its port is not a number up to 65535")
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65_535):
+        raise BadUrlError("its port is not a number from 1 to 65535")
     return int(text)
 
 
