@@ -182,6 +182,9 @@ LIVE: Final = Gauge("txcoord_live_transactions", "Transactions driven at this mo
 PARKED: Final = Counter("txcoord_parked", "Transactions put aside until they are due.")
 TAKEOVERS: Final = Counter("txcoord_takeovers", "Due transactions taken over by this node.")
 LEASE_LOST: Final = Counter("txcoord_lease_lost", "Times that a node found its lease ended or a transaction taken.")
+CLAIMED_BY_OTHERS: Final = Counter(
+    "txcoord_claimed_by_others", "Prepared transactions that another node claimed, since its initiator asked there."
+)
 
 
 def journal_flushed(*, changes: int, seconds: float) -> None:

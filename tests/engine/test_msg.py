@@ -6,16 +6,30 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
-from tests.engine.harness import FAILURE, LINGER_S, ONGOING, SUCCESS, UNKNOWN, Cluster, Node, now_s, settle
+from tests.engine.harness import (
+    COMMIT_S,
+    FAILURE,
+    LINGER_S,
+    ONGOING,
+    SUCCESS,
+    UNKNOWN,
+    Cluster,
+    LoggedStore,
+    Node,
+    now_s,
+    settle,
+)
 from tests.msgs import QUERY_PREPARED, msg_request
 from txcoord.api.views import branch_views, stored_view
 from txcoord.errors import InvalidRequestError, StatusConflictError, TransactionNotFoundError
 from txcoord.model import MICROSECONDS, NEVER_US, Op, Status
 from txcoord.request import SubmitResult, TransRequest
+from txcoord.store.base import Store
 from txcoord.two_phase.decide import MOST_REFUSALS
 
 SUCCEEDED = SubmitResult(waited=True, status=Status.SUCCEEDED)
@@ -477,3 +491,56 @@ async def test_a_call_under_way_at_its_deadline_may_still_succeed(cluster: Clust
     assert not submit.done()
     hold.end()
     assert await submit == SUCCEEDED
+
+
+# -- prepared once more while it changes hands -----------------------------------------------
+
+
+class SlowClaims:
+    """A store whose claims are answered a while after they took effect."""
+
+    def __init__(self, store: LoggedStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def claim_prepared(self, *arguments: Any) -> Any:
+        owned = await self._store.claim_prepared(*arguments)
+        await asyncio.sleep(0.005)
+        return owned
+
+
+async def test_a_claim_waits_for_a_prepare_of_the_same_gid_that_is_being_written(cluster: Cluster) -> None:
+    msg = Msg(await cluster.start_node(store=cast("Store", SlowClaims(cluster.store))))
+    await msg.prepare(timeout_to_fail=5)
+    await cluster.parked("g1")
+    cluster.store.before_apply = asyncio.Event()
+    msg.node.submit_soon("other", wait=False)
+    await asyncio.sleep(COMMIT_S)
+
+    with capture_logs() as lines:
+        abort = asyncio.create_task(msg.abort())
+        await asyncio.sleep(0.001)
+        again = asyncio.create_task(msg.prepare(timeout_to_fail=5))
+        await asyncio.sleep(0.05)
+        cluster.store.before_apply.set()
+        await asyncio.gather(abort, again, return_exceptions=True)
+
+    assert (await cluster.ended("g1")).status is Status.FAILED
+    assert [line["event"] for line in lines if line["log_level"] in ("error", "warning")] == []
+
+
+async def test_a_prepare_of_the_same_gid_does_not_put_off_what_is_due(cluster: Cluster, msg: Msg) -> None:
+    await msg.prepare(timeout_to_fail=5)
+    await cluster.parked("g1")
+    await asyncio.sleep(4.999 - now_s())
+    cluster.store.before_apply = asyncio.Event()
+    again = asyncio.create_task(msg.prepare(timeout_to_fail=5))
+    await asyncio.sleep(0.1)
+    cluster.store.before_apply.set()
+    await again
+
+    await cluster.ended("g1")
+
+    assert cluster.call_times_s("00 msg")[0] == pytest.approx(5.1, abs=0.05)

@@ -33,7 +33,7 @@ from txcoord.errors import (
 )
 from txcoord.model import MICROSECONDS, NEVER_US, Status
 from txcoord.request import SubmitResult, TransRequest
-from txcoord.store.base import Owned, Stored
+from txcoord.store.base import Owned, Save, Stored
 from txcoord.store.memory import FailWhen
 from txcoord.two_phase.decide import MOST_REFUSALS
 
@@ -927,3 +927,29 @@ async def test_claims_of_different_transactions_do_not_wait_for_each_other(clust
 
     assert [op.branch_id for op in (await cluster.saga()).branches[::2]] == ["01"]
     await Tcc(other).abort()
+
+
+async def test_branches_that_come_to_many_nodes_at_once_are_all_registered(cluster: Cluster) -> None:
+    nodes = [await cluster.start_node() for _ in range(16)]
+    await Tcc(nodes[0]).prepare(timeout_to_fail=600)
+
+    await asyncio.gather(*[Tcc(node).register(f"{number:02d}") for number, node in enumerate(nodes)])
+
+    assert await Tcc(nodes[7]).submit() == SUCCEEDED
+    assert len(cluster.calls()) == 16
+
+
+async def test_a_change_that_the_store_refuses_is_called_that(cluster: Cluster) -> None:
+    node = await cluster.start_node()
+    tcc = Tcc(node)
+    await tcc.prepare(timeout_to_fail=600)
+    cluster.store.refuses = lambda change: change.tx.gid == "g1" and isinstance(change, Save)
+    written = len(cluster.store.batches)
+
+    with pytest.raises(StoreUnavailableError, match="g1 was not changed: the store refuses a change of g1"):
+        await tcc.register("01")
+
+    assert len(cluster.store.batches) == written + 1
+    cluster.store.refuses = lambda change: False
+    await insist(lambda: tcc.register("01"))
+    assert await tcc.submit() == SUCCEEDED

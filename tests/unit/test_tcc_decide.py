@@ -35,7 +35,7 @@ def prepared(letters: str = "PPPP", **more: object) -> GlobalTransaction:
 
 
 CONFIRMED = MoveTo(Status.SUCCEEDED)
-CANCELLED = MoveTo(Status.FAILED, reason="no stock")
+CANCELLED = MoveTo(Status.FAILED)
 
 
 @pytest.mark.parametrize(

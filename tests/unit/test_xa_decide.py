@@ -43,7 +43,7 @@ def going_back(letters: str = "PPPPPP", **more: object) -> GlobalTransaction:
         pytest.param(make_xa(deadline_us=NOON_US - 1), (), Call((C1,)), id="no deadline once submitted"),
         pytest.param(going_back(), (), Call((R1,)), id="rollbacks in that order too"),
         pytest.param(going_back("SPPPPP"), (), Call((R2,)), id="the next rollback"),
-        pytest.param(going_back("SPSPSP"), (), MoveTo(Status.FAILED, reason="no stock"), id="all rolled back"),
+        pytest.param(going_back("SPSPSP"), (), MoveTo(Status.FAILED), id="all rolled back"),
         pytest.param(make_xa(status=Status.PREPARED), (), Wait(DEADLINE_US), id="prepared: the deadline"),
         pytest.param(make_xa(status=Status.SUCCEEDED), (), Done(), id="succeeded"),
         pytest.param(make_xa(status=Status.FAILED), (), Done(), id="failed"),

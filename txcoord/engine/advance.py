@@ -11,10 +11,10 @@ from txcoord.alert import Alert, Alerts, alert_of_call, alert_of_wait, what_need
 from txcoord.decision import Call, Done, GiveUp, MoveTo, Wait
 from txcoord.dispatch.base import BranchRequest, CallResult, Dispatcher
 from txcoord.engine.clock import Clock, sleep_until
-from txcoord.engine.journal import Journal
+from txcoord.engine.journal import ChangeRefusedError, Journal
 from txcoord.engine.live import LiveTransaction
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError, TxcoordError
+from txcoord.errors import LeaseLostError, StoreUnavailableError, TxcoordError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS, Attempt, BranchOp, GlobalTransaction, Op, OpStatus, Outcome, Pattern, Status
 from txcoord.patterns import DECIDE, moved
@@ -108,7 +108,7 @@ class Advancer:
                     # the decision, not take it again and perhaps differently; and nobody may
                     # be shown a status that a restart could take back.
                     await self._save(live, moved(live.tx, decision, now_us))
-                    note_status(live.tx, live.epoch)
+                    note_status(live.tx, live.epoch, reason=decision.reason)
                 case Wait(until_us):
                     if live.in_flight:
                         await self._wait(live, until_us)
@@ -144,6 +144,10 @@ class Advancer:
                     done.append(request)
             if tx is not before:
                 await self._save(live, tx, with_definition=tx.branches is not before.branches)
+        except ChangeRefusedError as error:
+            for request in requests:
+                request.fail(StoreUnavailableError(f"{before.gid} was not changed: {error}"))
+            raise
         except BaseException as error:
             # Cancelled, too: whoever asked for it must not wait for a task that is gone.
             for request in requests:
@@ -364,10 +368,14 @@ class Advancer:
         live.tx = live.tx.replace(branches=tuple(branches), updated_us=live.tx.updated_at(self._clock.now_us()))
 
 
-def note_status(tx: GlobalTransaction, epoch: int) -> None:
-    """Log and count a change of status, once it is durable."""
-    # Without what a participant answered: that may hold personal data, and stands in the record.
-    reason = tx.rollback_reason.partition(" return failed: ")[0]
+def note_status(tx: GlobalTransaction, epoch: int, *, reason: str = "") -> None:
+    """Log and count a change of status, once it is durable.
+
+    Args:
+        reason: why a pattern's rules decided so. What an initiator or a participant says may hold personal data, and
+            stands in the record alone.
+    """
+    reason = reason.partition(" return failed: ")[0]
     log.info("status", gid=tx.gid, pattern=tx.pattern, status=tx.status, epoch=epoch, reason=reason)
     if tx.status.is_final:
         metrics.transaction_ended(tx.pattern, tx.status, (tx.updated_us - tx.created_us) / MICROSECONDS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from random import Random, SystemRandom
 from typing import cast
 
@@ -23,15 +24,17 @@ from txcoord.engine.recovery import Recovery
 from txcoord.engine.settings import EngineSettings
 from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError, TransactionNotFoundError
 from txcoord.logs import get_logger
-from txcoord.model import AT_ONCE, GlobalTransaction, Status
+from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction, Status
 from txcoord.patterns import claimed
 from txcoord.request import SubmitResult
 from txcoord.store.base import Applied, Create, Owned, Store
 
 log = get_logger()
 
-_MOST_MOVES = 8
-"""How often to run after a transaction that changes hands before giving up."""
+_MOVES_AT_ONCE = 2
+"""How often to run after a transaction that changes hands before pausing."""
+_FIRST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.5
 
 _NO_ANSWER = "it did not answer in time"
 _INTERRUPTED = "the coordinator was interrupted"
@@ -264,7 +267,13 @@ class Engine:
             StoreUnavailableError: whether it was changed is not known.
             OverloadedError: the process is draining.
         """
-        for _ in range(_MOST_MOVES):
+        give_up_us = self._clock.now_us() + int(self._settings.accept_wait_s * MICROSECONDS)
+        for move in count():
+            if move and self._clock.now_us() > give_up_us:
+                break
+            if move > _MOVES_AT_ONCE:
+                # It goes from one to the other. Without a pause none would hold it long enough to write.
+                await asyncio.sleep(self._random.uniform(0, min(_FIRST_PAUSE_S * 2**move, _LONGEST_PAUSE_S)))
             live = self._live.get(gid) or await self._claim(gid)
             if live is None:
                 stored = await self._store.find(gid)
@@ -339,6 +348,11 @@ class Engine:
                 owned = await self._claim_in_store(gid)
                 if owned is None:
                     return None
+                while other := self._live.get(gid):
+                    # A prepare of the same gid came meanwhile. It is about to hear that there is one.
+                    assert other.creation is not None, f"{gid} was claimed while it was driven here"
+                    await asyncio.wait([other.creation])
+                    await asyncio.sleep(0)
                 tx = claimed(
                     _resumed(owned.tx), now_us=self._clock.now_us(), interval_s=self._settings.retry_interval_s
                 )
@@ -401,6 +415,8 @@ class Engine:
             applied = await creation
         except BaseException as error:
             self._end(live)
+            if live.successor is not None:
+                self._recovery.must_reconcile()
             _set_exception(answer, _not_accepted(live.tx.gid, str(error) or _INTERRUPTED))
             if isinstance(error, LeaseLostError | ChangeRefusedError):
                 return
@@ -409,6 +425,8 @@ class Engine:
         live.timer.cancel()
         if applied is Applied.EXISTS:
             self._end(live)
+            if live.successor is not None:
+                self._resume(live.successor)
             if not answer.done():
                 answer.set_result(None)
             return
@@ -448,8 +466,13 @@ class Engine:
         try:
             due_us = await self._advancer.advance(live)
         except LeaseLostError as lost:
-            log.warning("lease lost", gid=gid, epoch=live.epoch, error=str(lost))
-            metrics.LEASE_LOST.inc()
+            if live.tx.status is Status.PREPARED:
+                # Its initiator's next request went to another coordinator, as balanced requests do.
+                log.info("claimed by another", gid=gid, epoch=live.epoch)
+                metrics.CLAIMED_BY_OTHERS.inc()
+            else:
+                log.warning("lease lost", gid=gid, epoch=live.epoch, error=str(lost))
+                metrics.LEASE_LOST.inc()
             error = StoreUnavailableError(f"{gid} is driven by another coordinator now: query it")
         except ChangeRefusedError as refused:
             self._recovery.must_reconcile()
@@ -524,9 +547,14 @@ class Engine:
 
     def _resume(self, owned: Owned) -> None:
         gid = owned.tx.gid
-        if gid in self._live:
-            # Ours of an earlier epoch: it has lost it, and finds out with its next write.
-            self._recovery.must_reconcile()
+        other = self._live.get(gid)
+        if other is not None:
+            if other.creation is not None and not other.creation.done():
+                # A prepare of the same gid came meanwhile. It is about to hear that there is one.
+                other.successor = owned
+            else:
+                # Ours of an earlier epoch: it has lost it, and finds out with its next write.
+                self._recovery.must_reconcile()
             return
         self._recovery.recovering += 1
         metrics.TAKEOVERS.inc()

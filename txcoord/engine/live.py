@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from txcoord.dispatch.base import CallResult
 from txcoord.model import GlobalTransaction, Status
 from txcoord.request import SubmitResult
-from txcoord.store.base import Applied
+from txcoord.store.base import Applied, Owned
 
 
 class ChangeRequest:
@@ -48,6 +48,7 @@ class LiveTransaction:
         "in_flight",
         "is_recovered",
         "requests",
+        "successor",
         "task",
         "timer",
         "tx",
@@ -75,6 +76,8 @@ class LiveTransaction:
         self.answer_of_creator: asyncio.Future[SubmitResult | None] | None = None
         self.requests: list[ChangeRequest] = []
         """What callers want changed; the drive task carries it out."""
+        self.successor: Owned | None = None
+        """Of a creation under way: what was taken over under its gid, to be driven when it has turned out to exist."""
         self.timer: asyncio.TimerHandle | None = None
         """Bounds the wait of the submit that created it."""
         self.waiters: dict[asyncio.Future[SubmitResult], None] = {}

@@ -82,7 +82,7 @@ def _decide_backward(saga: GlobalTransaction, now_us: int, in_flight: Collection
         if action.reached and saga.branches[compensation_of(step)].status is not OpStatus.SUCCEEDED
     }
     if not outstanding:
-        return MoveTo(Status.FAILED, reason=saga.rollback_reason)
+        return MoveTo(Status.FAILED)
     before = predecessors(saga)
     held_back = {earlier for step in outstanding for earlier in before[step]}
     waiting = [

@@ -64,4 +64,4 @@ def _call_next(
         if op.refusals >= MOST_REFUSALS:
             return Wait(NEVER_US)
         return Call((position,)) if op.due_us <= now_us else Wait(op.due_us)
-    return MoveTo(then, reason=tx.rollback_reason)
+    return MoveTo(then)
