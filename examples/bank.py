@@ -75,7 +75,7 @@ def transfer(from_bank: str, to_bank: str, amount: int, *, coordinator: str | No
                 xa.call(f"{from_bank}/withdraw", {"amount": amount})
                 xa.call(f"{to_bank}/deposit", {"amount": amount})
         except TransactionFailedError as error:
-            return f"not moved: {error.reason}"
+            return f"not moved: {error.message or error.reason}"
     return f"moved {amount}, in the global transaction {xa.gid}"
 
 

@@ -126,7 +126,7 @@ def make_bff(
         try:
             await desk.place(order, gid, pattern)
         except TransactionFailedError as error:
-            return JSONResponse({"gid": gid, "status": error.status, "reason": error.reason}, 409)
+            return JSONResponse({"gid": gid, "status": error.status, "reason": error.message or error.reason}, 409)
         except TransactionRunningError as error:
             return _ask_later(202, gid, error.status)
         except CoordinatorUnreachableError:

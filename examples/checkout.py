@@ -148,7 +148,7 @@ def make_checkout_service(
         try:
             receipt = await buy.run(purchase, gid=gid)
         except TransactionFailedError as error:
-            return JSONResponse({"gid": gid, "status": error.status, "reason": error.reason}, 409)
+            return JSONResponse({"gid": gid, "status": error.status, "reason": error.message or error.reason}, 409)
         except TransactionRunningError as error:
             return JSONResponse({"gid": gid, "status": error.status, "reason": error.reason}, 202)
         except CoordinatorUnreachableError as error:

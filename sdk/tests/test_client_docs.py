@@ -30,7 +30,15 @@ SAGAS = ROOT / "docs" / "saga.md"
 STOPPED = Answer(409, {"message": "no stock FAILURE"})
 FAILED = Answer(
     200,
-    {"branches": [], "transaction": {"gid": "g", "trans_type": "saga", "status": "failed", "rollback_reason": "sold"}},
+    {
+        "branches": [],
+        "transaction": {
+            "gid": "g",
+            "trans_type": "saga",
+            "status": "failed",
+            "rollback_reason": "url:http://s return failed: sold FAILURE",
+        },
+    },
 )
 RUNNING = Answer(
     200,

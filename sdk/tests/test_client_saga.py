@@ -30,6 +30,7 @@ from txcoord_sdk import (
     TransactionFailedError,
     TransactionNotFoundError,
     TransactionRunningError,
+    TryFailedError,
     TxcoordSdkError,
     new_gid,
 )
@@ -183,7 +184,7 @@ def foreign_step() -> Step:
         pytest.param(lambda: Saga().request(), "has no steps", id="no steps"),
         pytest.param(lambda: Saga().step("storage/deduct"), "action_url", id="no scheme"),
         pytest.param(lambda: Saga().step(URL, "http://"), "compensate_url", id="no host"),
-        pytest.param(lambda: Saga().step("http://[x"), "is not a URL", id="broken URL"),
+        pytest.param(lambda: Saga().step("http://[x"), "its IPv6 address is malformed", id="broken URL"),
         pytest.param(lambda: Saga().step(URL, payload=object()), "object has no form in JSON", id="object payload"),
         pytest.param(lambda: Saga().step(URL, after=[foreign_step()]), "concurrent=True", id="order in a sequence"),
         pytest.param(
@@ -253,3 +254,28 @@ def test_the_four_errors_are_told_apart() -> None:
 
     assert all(issubclass(kind, TxcoordSdkError) for kind in kinds)
     assert not any(issubclass(one, other) for one in kinds for other in kinds if one is not other)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ('{"dtm_result":"FAILURE","message":"no stock"}', "no stock"),
+        ('{"message":"no\\nstock","dtm_result":"FAILURE"}', "no\nstock"),
+        ('{"dtm_result":"FAILURE"}', ""),
+        ('{"message":7}', ""),
+        ('{"message":"a piece of', ""),
+        ("no stock ", "no stock"),
+        ("<html>409</html>", ""),
+        ("", ""),
+    ],
+)
+def test_a_user_is_told_what_the_participant_said(answer: str, message: str) -> None:
+    reason = f"url:http://storage/deduct return failed: {answer} FAILURE"
+    assert TransactionFailedError("g1", Status.FAILED, reason).message == message
+    assert TryFailedError("g1", Status.ABORTING, answer, "01", "http://s/", Outcome.FAILURE).message == message
+    assert TryFailedError("g1", Status.ABORTING, answer, "01", "http://s/", Outcome.UNKNOWN).message == ""
+
+
+@pytest.mark.parametrize("reason", ["Timeout after 60 seconds", "stopped by an operator (forceStop)", ""])
+def test_where_nobody_refused_there_is_nothing_that_a_participant_said(reason: str) -> None:
+    assert TransactionFailedError("g1", Status.FAILED, reason).message == ""

@@ -8,7 +8,10 @@ them, so that catching these four is enough; except `WorkflowChangedError`, a fa
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+import msgspec
 
 from txcoord.errors import TxcoordError
 from txcoord.model import Op, Outcome, Status
@@ -33,8 +36,34 @@ class TxcoordSdkError(TxcoordError):
         return f"{self.gid}: {self.reason}" if self.gid else self.reason
 
 
+_REFUSAL = re.compile(r"url:\S* return failed: (.*) FAILURE", re.DOTALL)
+"""A reason of the coordinator's, in DTM's form."""
+
+
+class _Answer(msgspec.Struct):
+    message: str = ""
+
+
+def _words_of(answer: str) -> str:
+    try:
+        return msgspec.json.decode(answer, type=_Answer).message
+    except (msgspec.MsgspecError, RecursionError):
+        # No JSON: the words themselves. What is neither, such as a piece of a long answer, says nothing to a user.
+        return "" if answer.startswith(("{", "[", "<")) else answer.strip()
+
+
 class TransactionFailedError(TxcoordSdkError):
     """The transaction will not succeed. `aborting`: it is being undone; `failed`: that has ended."""
+
+    @property
+    def message(self) -> str:
+        """What the participant that refused said, for whoever asked for the transaction: "no stock".
+
+        Empty if nobody refused (a deadline, a stop by hand), or without a word. `reason` is for logs: it names the
+        participant's URL, and shows its answer as it came.
+        """
+        refusal = _REFUSAL.fullmatch(self.reason)
+        return _words_of(refusal[1]) if refusal else ""
 
     def __str__(self) -> str:
         if self.status is Status.ABORTING:
@@ -71,6 +100,10 @@ class BranchCallError(TransactionFailedError):
     def __str__(self) -> str:
         url = without_credentials(self.url)
         return f"global transaction {self.gid} did not succeed and is being undone: {self.what} ({url})"
+
+    @property
+    def message(self) -> str:
+        return _words_of(self.reason) if self.outcome is Outcome.FAILURE else ""
 
     @property
     def what(self) -> str:
