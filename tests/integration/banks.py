@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.integration.scripted import Participant
+from txcoord_sdk import AsyncCoordinator
 from txcoord_sdk.barrier import create_table_at
 from txcoord_sdk.branch import BranchContext, BranchFailed
 from txcoord_sdk.starlette import branch_endpoint
@@ -86,6 +87,8 @@ class Banks(Participant):
     def __init__(self, mysql_url: str, postgres_url: str) -> None:
         super().__init__()
         self.banks = {"out": Bank(mysql_url), "in": Bank(postgres_url)}
+        self.coordinator: AsyncCoordinator | None = None
+        """Whom they register with, if not whom an action names."""
         self.breaks: set[str] = set()
         """Ops whose answer is lost: what they did stays."""
         self.gate: asyncio.Event | None = None
@@ -119,7 +122,7 @@ class Banks(Participant):
                     self.working.set()
                     await self.gate.wait()
 
-            await take_part(branch, bank.engine, work, table=bank.table)
+            await take_part(branch, bank.engine, work, coordinator=self.coordinator, table=bank.table)
 
         return await branch_endpoint(endpoint)(request)
 
