@@ -72,6 +72,7 @@ GRPC_BRANCHES = "HTTP; branches gRPC"
 """The coordinator is called over HTTP, and calls over gRPC."""
 
 _HTTP_PARAMETER, _GRPC_PARAMETER = r"[\[-]http\b", r"[\[-]grpc\b"
+_BOTH_PARAMETER = r"[\[-]both\b"
 _BY_CLIENT = {GO: r"[\[-]go\b", PYTHON: r"[\[-]python\b", JAVA: r"[\[-]java\b"}
 
 # Names of the tests of modules that speak for several patterns.
@@ -97,6 +98,14 @@ def _grpc_of_sdk(pattern: str, module: str, having: str) -> tuple[Suite, Suite]:
     )
 
 
+def _every_store_of_sdk(pattern: str, having: str) -> tuple[Suite, Suite, Suite]:
+    return (
+        Suite((pattern, HTTP, SDK), m.SDK_PATTERNS, (having, _HTTP_PARAMETER)),
+        Suite((pattern, GRPC, SDK), m.SDK_PATTERNS, (having, _GRPC_PARAMETER)),
+        Suite((pattern, GRPC_BRANCHES, SDK), m.SDK_PATTERNS, (having, _BOTH_PARAMETER)),
+    )
+
+
 def _of_go(pattern: str, having: str) -> tuple[Suite, Suite]:
     go = _BY_CLIENT[GO]
     return (
@@ -118,6 +127,7 @@ PATTERNS = (
     Suite(("saga", JSON_RPC, GO), m.INTEROP, ("json_rpc", "-saga-", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("saga", r"saga|test_a_(header|url|participant)"),
     *_grpc_of_sdk("saga", m.SDK_GRPC, _SAGAS_OF_SDK),
+    *_every_store_of_sdk("saga", "_saga_"),
     Suite(("saga", GRPC, GO), m.INTEROP_GO, (r"called_over_grpc\[.*-saga-|gives_out_a_gid|branch_headers",)),
     Suite(("TCC", HTTP, WIRE), m.TCC),
     Suite(("TCC", HTTP, WIRE), m.REDIS, ("test_tcc",)),
@@ -130,12 +140,14 @@ PATTERNS = (
     Suite(("TCC", JSON_RPC, GO), m.INTEROP, ("json_rpc", "-tcc-", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("TCC", "test_tcc|test_a_confirm"),
     *_grpc_of_sdk("TCC", m.SDK_GRPC, _TCCS_OF_SDK),
+    *_every_store_of_sdk("TCC", "_tcc_"),
     Suite(("TCC", GRPC, GO), m.INTEROP_GO, (r"called_over_grpc\[.*-tcc-|adds_a_branch",)),
     Suite(("XA", HTTP, WIRE), m.XA_API),
     Suite(("XA", GRPC, WIRE), m.GRPC_API, ("of_an_xa",), store=Store.SQLITE),
     Suite(("XA", HTTP, SDK), m.XA, lacking="no_coordinator|needs_an_operator"),
     Suite(("XA", HTTP, SDK), m.XA, ("needs_an_operator",), store=Store.MEMORY),
     *_grpc_of_sdk("XA", m.SDK_GRPC_XA, ""),
+    *_every_store_of_sdk("XA", "_xa_is"),
     *_of_go("XA", "_xa_"),
     Suite(("message", HTTP, WIRE), m.MSG),
     Suite(("message", HTTP, WIRE), m.WEBHOOK),
@@ -146,6 +158,7 @@ PATTERNS = (
     Suite(("message", GRPC, SDK), m.BARRIER, ("test_message", r"-grpc\b")),
     Suite(("message", GRPC, SDK), m.REDIS, ("test_message", r"-grpc\b")),
     *_grpc_of_sdk("message", m.SDK_GRPC, _MESSAGES_OF_SDK),
+    *_every_store_of_sdk("message", "_message_"),
     *(
         Suite(("message", protocol, client), m.INTEROP_MSG, (_BY_CLIENT[client], rf"-{parameter}\b"))
         for client, protocol, parameter in ((GO, HTTP, "http"), (GO, GRPC, "grpc"), (PYTHON, HTTP, "http"))
@@ -164,6 +177,8 @@ PATTERNS = (
     Suite(("workflow", GRPC, SDK), m.WORKFLOW_SDK, (r"\[grpc",), store=Store.MEMORY),
     Suite(("workflow", GRPC_BRANCHES, SDK), m.WORKFLOW_SDK, (r"over_grpc\[http",), store=Store.MEMORY),
     *_grpc_of_sdk("workflow", m.SDK_GRPC, "workflow"),
+    *_every_store_of_sdk("workflow", "_workflow_is"),
+    Suite(("workflow", HTTP, SDK), m.SDK_PATTERNS, ("workflow_of_xa",)),
     *_of_go("workflow", "workflow"),
 )
 """Pattern, protocol, client; by the coordinator's store."""
@@ -196,6 +211,8 @@ PARTICIPANTS = (
     ),
     Suite(("message", _ANY_ORDER), m.DISORDER, ("message",)),
     Suite(("workflow", "XA steps"), m.WORKFLOW_SDK, ("xa",)),
+    Suite(("workflow", "XA steps"), m.SDK_PATTERNS, ("workflow_of_xa", "-MariaDB"), store=Store.MARIADB),
+    Suite(("workflow", "XA steps"), m.SDK_PATTERNS, ("workflow_of_xa", "-PostgreSQL"), store=Store.POSTGRESQL),
     Suite(("workflow", _ANY_ORDER), m.DISORDER, ("workflow",)),
 )
 """Pattern, and what is shown; by the participants' database."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pymysql
-from sqlalchemy import NullPool, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from starlette.requests import Request
@@ -23,6 +23,7 @@ from txcoord_sdk.xa import take_part
 
 BALANCE = 10_000
 _DRIVERS = {"mysql": "mysql+aiomysql", "postgresql": "postgresql+asyncpg"}
+_BLOCKING_DRIVERS = {"mysql": "mysql+pymysql", "postgresql": "postgresql+psycopg"}
 
 
 class Bank:
@@ -32,6 +33,7 @@ class Bank:
         self.url = url
         self.kind, rest = url.split("://", 1)
         self.engine = create_async_engine(f"{_DRIVERS[self.kind]}://{rest}", poolclass=NullPool)
+        self.blocking_engine = create_engine(f"{_BLOCKING_DRIVERS[self.kind]}://{rest}", poolclass=NullPool)
         self.table = "barrier" if self.kind == "mysql" else "xa.barrier"
         create_table_at(url, table=self.table)
         self.run("create table account (id int primary key, balance int not null check (balance >= 0))")
@@ -74,7 +76,10 @@ class Bank:
         )
 
     async def change(self, connection: AsyncConnection, amount: int) -> None:
-        changed = await connection.execute(
+        await connection.run_sync(self.change_now, amount)
+
+    def change_now(self, connection: Connection, amount: int) -> None:
+        changed = connection.execute(
             text("update account set balance = balance + :amount where balance + :amount >= 0"), {"amount": amount}
         )
         if not changed.rowcount:
