@@ -6,16 +6,32 @@ Each worker of pytest-xdist starts servers of its own, so a test may kill or pau
 from __future__ import annotations
 
 import os
+import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from localservers.processes import ProgramMissingError
 from localservers.servers import MariaDB, Postgres, Redis, Server, existing_or_private, start_mariadb, start_postgres
 
 MakeDatabase = Callable[[str], str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> Iterator[None]:
+    """Let HTTP clients share what they trust: to read the system's certificates takes longer than most tests."""
+    make, shared = httpx.create_ssl_context, httpx.create_ssl_context()
+
+    def create(verify: ssl.SSLContext | str | bool = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
+        return shared if verify is True and cert is None else make(verify, cert, trust_env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", create)
+        yield
 
 
 def _server(start: Callable[[], Server]) -> Iterator[Server]:

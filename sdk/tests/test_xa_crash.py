@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from sdk.tests.xa_support import Ledger
 from sdk.tests.xa_victim import Blow, act
+from tests.forks import fork_context
 from txcoord_sdk.barrier import Passage
 from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.xa import XaKey, finish_sync, prepare_sync
@@ -34,10 +34,7 @@ def is_sent(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def context() -> Any:
-    # From a server that has the drivers loaded, and neither threads nor connections.
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["sdk.tests.xa_victim"])
-    return made
+    return fork_context()
 
 
 class Victim:

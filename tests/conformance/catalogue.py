@@ -159,7 +159,11 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
         row("TccRollback", (m.TCC, "rollback[new]"), (m.SDK_TCC, "a_refused_try_has_all_cancelled")),
         row("TccTimeout", (m.TCC, "timeout"), (m.SDK_TCC, "after_the_deadline_nothing_is_registered_or_submitted")),
         row("TccCompatible", (m.TCC, "what_other_clients_send_with_a_branch")),
-        row("TccHeaders", (m.TCC, "headers")),
+        row(
+            "TccHeaders",
+            (m.TCC, "headers"),
+            (m.SDK_CLIENT_TCC, "both_branches_are_registered_before_they_are_tried_and_then_submitted"),
+        ),
         row("TccNested", (m.TCC, "nested"), (m.SDK_TCC, "a_participant_has_branches_of_its_own")),
         row("TccOldNormal", (m.TCC, "normal"), note="the participants of all these answer in the old style"),
         row("TccOldRollback", (m.TCC, "rollback[old]")),
@@ -212,7 +216,11 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
         row("XaRollback", (m.XA, "rollback"), (m.XA, "a_participant_that_refuses_is_not_registered")),
         row("XaLocalError", (m.XA, "local_error")),
         row("XaTimeout", (m.XA, "timeout"), (m.XA, "after_the_deadline_what_is_prepared_is_rolled_back")),
-        row("XaNotTimeout", (m.XA, "a_commit_that_is_not_ready_is_called_again")),
+        row(
+            "XaNotTimeout",
+            (m.XA, "being_due_before_the_deadline_changes_nothing"),
+            (m.XA, "a_commit_that_is_not_ready_is_called_again"),
+        ),
         row("XaCoverDBError", (m.XA, "a_database_that_is_broken")),
         row("XaCoverDTMError", (m.XA, "no_coordinator")),
         row("XaCoverGidError", (m.XA, "a_gid_that_no_statement_could_hold"), note="such a gid does no harm"),
@@ -227,7 +235,7 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
         row("MsgTimeoutFailed", (m.MSG, "timeout_failed")),
         row("MsgAbnormal", (m.MSG, "abnormal")),
         row("MsgTopicNotFoundFailed", (m.TOPICS, "topic_not_found"), (m.MSG, "topic_not_found")),
-        row("MsgDelayNormal", (m.MSG, "delay")),
+        row("MsgDelayNormal", (m.MSG, "delay"), (m.MSG, "delay_that_elapses")),
         row("MsgOptionsTimeout", (m.MSG, "options_timeout"), (m.MSG, "a_check_back_in_error_is_repeated")),
         row("MsgOptionsTimeoutCustom", (m.MSG, "options_timeout"), (m.MSG, "timeout_success")),
         row("MsgOptionsTimeoutFailed", (m.MSG, "timeout_failed")),
@@ -306,8 +314,16 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
             (m.WORKFLOW, "its_end_is_returned_on_repeat"),
         ),
         row("WorkflowRollback", (m.WORKFLOW_SDK, "a_local_step_is_rolled_back_too")),
-        row("WorkflowTcc", (m.WORKFLOW_SDK, "steps_then_commits_then_the_end")),
-        row("WorkflowTccRollback", (m.WORKFLOW_SDK, "a_refused_step_fails_it_all")),
+        row(
+            "WorkflowTcc",
+            (m.WORKFLOW_SDK, "steps_then_commits_then_the_end"),
+            (m.DISORDER, "balances_are_exact_whatever_happens_to_a_call[workflow reserving]"),
+        ),
+        row(
+            "WorkflowTccRollback",
+            (m.WORKFLOW_SDK, "a_refused_step_fails_it_all"),
+            (m.DISORDER, "balances_are_exact_whatever_happens_to_a_call[workflow reserving refused]"),
+        ),
         row(
             "WorkflowError",
             (m.WORKFLOW_SDK, "what_is_interrupted_is_resumed_and_what_was_done_is_not_done_again[error]"),
@@ -329,7 +345,7 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
             (m.WORKFLOW_SDK, "steps_over_grpc[grpc]"),
             (m.SDK_GRPC, "a_workflow_that_was_interrupted_is_resumed_over_grpc[grpc]"),
         ),
-        row("WorkflowGrpcRollbackResume", (m.WORKFLOW_SDK, "it_goes_on_through_patience_everywhere[grpc]")),
+        row("WorkflowGrpcRollbackResume", (m.WORKFLOW_SDK, "it_goes_on_through_patience_everywhere_over_grpc")),
         row("WorkflowXaAction", (m.WORKFLOW_SDK, "xa_steps_commit_together")),
         row("WorkflowXaRollback", (m.WORKFLOW_SDK, "xa_steps_roll_back_together")),
         row("WorkflowXaResume", (m.WORKFLOW_SDK, "xa_steps_go_on_through_patience_everywhere")),
@@ -344,14 +360,19 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
             (m.RETRY, "the_delays_of_a_transaction"),
             (m.RETRY, "errors_in_a_row_double_the_delay_up_to_the_cap"),
         ),
-        *none(
-            "NewAsyncContext",
-            "AsyncContext",
-            "AsyncContextRecursive",
-            "CopyContextWithMetadata",
-            note="of contexts in Go only",
+        *(
+            row(
+                name,
+                (m.GRPC_API, "a_caller_that_goes_does_not_take_the_transaction_along"),
+                note="what DTM's contexts in Go are for",
+            )
+            for name in ("NewAsyncContext", "AsyncContext", "AsyncContextRecursive", "CopyContextWithMetadata")
         ),
-        *none("Utils", note="of DTM's cron, which is not how txcoord waits"),
+        row(
+            "Utils",
+            (m.OWNERSHIP, "what_a_dead_node_drove_is_taken_over_when_its_lease_has_ended"),
+            note="in place of DTM's cron",
+        ),
         row(
             "CheckConfig",
             (m.SETTINGS, "a_wrong_value_is_named_with_what_is_allowed"),
@@ -385,7 +406,11 @@ CATALOGUE: Mapping[str, Sequence[Row]] = {
         *none("EP", "Ternary", "Marshal", "Some", note="of DTM's Go helpers only"),
         row("NewMsgGrpc", (m.SDK_GRPC_CLIENT, "a_message_that_is_concurrent_says_so_where_there_is_room")),
         row("NewSagaGrpc", (m.SDK_GRPC_CLIENT, "a_saga_is_written_as_dtm_s_message")),
-        *none("NewSagaGrpcWithContext", note="of contexts in Go only"),
+        row(
+            "NewSagaGrpcWithContext",
+            (m.GRPC_API, "a_caller_that_goes_does_not_take_the_transaction_along"),
+            note="what DTM's contexts in Go are for",
+        ),
         row("Type", (m.SDK_GRPC_PARTICIPANT, "a_call_that_is_none_of_a_branch_is_told_what_it_lacks")),
         row(
             "Abnormal",

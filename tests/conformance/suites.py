@@ -72,6 +72,7 @@ GRPC_BRANCHES = "HTTP; branches gRPC"
 """The coordinator is called over HTTP, and calls over gRPC."""
 
 _HTTP_PARAMETER, _GRPC_PARAMETER = r"[\[-]http\b", r"[\[-]grpc\b"
+_BOTH_PARAMETER = r"[\[-]both\b"
 _BY_CLIENT = {GO: r"[\[-]go\b", PYTHON: r"[\[-]python\b", JAVA: r"[\[-]java\b"}
 
 # Names of the tests of modules that speak for several patterns.
@@ -97,6 +98,14 @@ def _grpc_of_sdk(pattern: str, module: str, having: str) -> tuple[Suite, Suite]:
     )
 
 
+def _every_store_of_sdk(pattern: str, having: str) -> tuple[Suite, Suite, Suite]:
+    return (
+        Suite((pattern, HTTP, SDK), m.SDK_PATTERNS, (having, _HTTP_PARAMETER)),
+        Suite((pattern, GRPC, SDK), m.SDK_PATTERNS, (having, _GRPC_PARAMETER)),
+        Suite((pattern, GRPC_BRANCHES, SDK), m.SDK_PATTERNS, (having, _BOTH_PARAMETER)),
+    )
+
+
 def _of_go(pattern: str, having: str) -> tuple[Suite, Suite]:
     go = _BY_CLIENT[GO]
     return (
@@ -114,10 +123,11 @@ PATTERNS = (
         Suite(("saga", HTTP, client), m.INTEROP, (_SAGAS_OF_CLIENTS, language), "json_rpc")
         for client, language in _BY_CLIENT.items()
     ),
-    Suite(("saga", JSON_RPC, WIRE), m.JSON_RPC, (_SAGAS_OVER_JSON_RPC,), store=Store.SQLITE),
+    Suite(("saga", JSON_RPC, WIRE), m.JSON_RPC, (_SAGAS_OVER_JSON_RPC,)),
     Suite(("saga", JSON_RPC, GO), m.INTEROP, ("json_rpc", "-saga-", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("saga", r"saga|test_a_(header|url|participant)"),
     *_grpc_of_sdk("saga", m.SDK_GRPC, _SAGAS_OF_SDK),
+    *_every_store_of_sdk("saga", "_saga_"),
     Suite(("saga", GRPC, GO), m.INTEROP_GO, (r"called_over_grpc\[.*-saga-|gives_out_a_gid|branch_headers",)),
     Suite(("TCC", HTTP, WIRE), m.TCC),
     Suite(("TCC", HTTP, WIRE), m.REDIS, ("test_tcc",)),
@@ -126,26 +136,29 @@ PATTERNS = (
         Suite(("TCC", HTTP, client), m.INTEROP, (_TCCS_OF_CLIENTS, language), "json_rpc")
         for client, language in _BY_CLIENT.items()
     ),
-    Suite(("TCC", JSON_RPC, WIRE), m.JSON_RPC, ("_tcc|test_a_branch|takes_no_branches",), store=Store.SQLITE),
+    Suite(("TCC", JSON_RPC, WIRE), m.JSON_RPC, ("_tcc|test_a_branch|takes_no_branches",)),
     Suite(("TCC", JSON_RPC, GO), m.INTEROP, ("json_rpc", "-tcc-", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("TCC", "test_tcc|test_a_confirm"),
     *_grpc_of_sdk("TCC", m.SDK_GRPC, _TCCS_OF_SDK),
+    *_every_store_of_sdk("TCC", "_tcc_"),
     Suite(("TCC", GRPC, GO), m.INTEROP_GO, (r"called_over_grpc\[.*-tcc-|adds_a_branch",)),
     Suite(("XA", HTTP, WIRE), m.XA_API),
-    Suite(("XA", GRPC, WIRE), m.GRPC_API, ("of_an_xa",), store=Store.SQLITE),
+    Suite(("XA", GRPC, WIRE), m.GRPC_API, ("of_an_xa",)),
     Suite(("XA", HTTP, SDK), m.XA, lacking="no_coordinator|needs_an_operator"),
     Suite(("XA", HTTP, SDK), m.XA, ("needs_an_operator",), store=Store.MEMORY),
     *_grpc_of_sdk("XA", m.SDK_GRPC_XA, ""),
+    *_every_store_of_sdk("XA", "_xa_is"),
     *_of_go("XA", "_xa_"),
     Suite(("message", HTTP, WIRE), m.MSG),
     Suite(("message", HTTP, WIRE), m.WEBHOOK),
     Suite(("message", HTTP, SDK), m.BARRIER, ("test_message", r"-http\b")),
     Suite(("message", HTTP, SDK), m.REDIS, ("test_message", r"-http\b")),
-    Suite(("message", JSON_RPC, WIRE), m.JSON_RPC, ("message|check_back|whatever_an_action",), store=Store.SQLITE),
+    Suite(("message", JSON_RPC, WIRE), m.JSON_RPC, ("message|check_back|whatever_an_action",)),
     *_grpc_on_the_wire("message", "test_msg", "topic"),
     Suite(("message", GRPC, SDK), m.BARRIER, ("test_message", r"-grpc\b")),
     Suite(("message", GRPC, SDK), m.REDIS, ("test_message", r"-grpc\b")),
     *_grpc_of_sdk("message", m.SDK_GRPC, _MESSAGES_OF_SDK),
+    *_every_store_of_sdk("message", "_message_"),
     *(
         Suite(("message", protocol, client), m.INTEROP_MSG, (_BY_CLIENT[client], rf"-{parameter}\b"))
         for client, protocol, parameter in ((GO, HTTP, "http"), (GO, GRPC, "grpc"), (PYTHON, HTTP, "http"))
@@ -154,16 +167,18 @@ PATTERNS = (
     Suite(("topics", HTTP, SDK), m.TOPICS, ("_sdk_", r"-http\b")),
     Suite(("topics", HTTP, GO), m.INTEROP_MSG, ("topic", _BY_CLIENT[GO])),
     *_grpc_on_the_wire("topics", "of_a_topic"),
-    Suite(("topics", GRPC, WIRE), m.GRPC_API, ("topic",), store=Store.SQLITE),
+    Suite(("topics", GRPC, WIRE), m.GRPC_API, ("topic",)),
     Suite(("topics", GRPC, SDK), m.TOPICS, ("_sdk_", r"-grpc\b")),
     Suite(("topics", GRPC, SDK), m.SDK_GRPC, ("topic", _GRPC_PARAMETER), store=Store.MEMORY),
     Suite(("workflow", HTTP, WIRE), m.WORKFLOW),
     Suite(("workflow", HTTP, SDK), m.WORKFLOW_SDK, lacking=r"\[grpc|over_grpc", store=Store.MEMORY),
     *_grpc_on_the_wire("workflow", "test_workflow"),
-    Suite(("workflow", GRPC, WIRE), m.GRPC_API, ("workflow",), store=Store.SQLITE),
+    Suite(("workflow", GRPC, WIRE), m.GRPC_API, ("workflow",)),
     Suite(("workflow", GRPC, SDK), m.WORKFLOW_SDK, (r"\[grpc",), store=Store.MEMORY),
     Suite(("workflow", GRPC_BRANCHES, SDK), m.WORKFLOW_SDK, (r"over_grpc\[http",), store=Store.MEMORY),
     *_grpc_of_sdk("workflow", m.SDK_GRPC, "workflow"),
+    *_every_store_of_sdk("workflow", "_workflow_is"),
+    Suite(("workflow", HTTP, SDK), m.SDK_PATTERNS, ("workflow_of_xa",)),
     *_of_go("workflow", "workflow"),
 )
 """Pattern, protocol, client; by the coordinator's store."""
@@ -196,6 +211,8 @@ PARTICIPANTS = (
     ),
     Suite(("message", _ANY_ORDER), m.DISORDER, ("message",)),
     Suite(("workflow", "XA steps"), m.WORKFLOW_SDK, ("xa",)),
+    Suite(("workflow", "XA steps"), m.SDK_PATTERNS, ("workflow_of_xa", "-MariaDB"), store=Store.MARIADB),
+    Suite(("workflow", "XA steps"), m.SDK_PATTERNS, ("workflow_of_xa", "-PostgreSQL"), store=Store.POSTGRESQL),
     Suite(("workflow", _ANY_ORDER), m.DISORDER, ("workflow",)),
 )
 """Pattern, and what is shown; by the participants' database."""

@@ -57,7 +57,7 @@ class Process:
         """Start it, and return when it answers."""
         self.process = spawn(self._command, log=self.log, cwd=ROOT, env=self._env)
         deadline = time.monotonic() + START_S
-        while not self._answers():
+        while not answers(self.port, self._probe):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{self._command} does not answer; its log:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.02)
@@ -95,14 +95,16 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answers(self) -> bool:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
-            try:
-                connection.request("GET", self._probe)
-                # Any answer will do: the participants have no page of their own.
-                return connection.getresponse().status < 500
-            except (OSError, HTTPException):
-                return False
+
+def answers(port: int, path: str) -> bool:
+    """Whether a server on this machine answers a GET."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
+        try:
+            connection.request("GET", path)
+            # Any answer will do: the participants have no page of their own.
+            return connection.getresponse().status < 500
+        except (OSError, HTTPException):
+            return False
 
 
 def _clean_environment() -> dict[str, str]:

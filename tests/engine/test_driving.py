@@ -197,6 +197,21 @@ async def test_errors_are_repeated_with_growing_delays(cluster: Cluster) -> None
         assert 0.75 * delay <= gap <= delay + 0.1
 
 
+async def test_steps_that_fail_side_by_side_do_not_multiply_their_delays(cluster: Cluster) -> None:
+    node = await cluster.start_node()
+    steps = ["01 action", "02 action", "03 action"]
+    for step in steps:
+        cluster.participants.script(step, *[UNKNOWN] * 3)
+
+    node.submit_soon(count=3, custom_data=CONCURRENT, retry_interval=1)
+    await cluster.ended()
+
+    for step in steps:
+        gaps = [later - earlier for earlier, later in pairwise(cluster.call_times_s(step))]
+        for gap, delay in zip(gaps, [2, 4, 8], strict=True):
+            assert 0.75 * delay <= gap <= delay + 0.1, "each as if it were alone"
+
+
 async def test_ongoing_is_asked_again_after_the_interval(cluster: Cluster) -> None:
     node = await cluster.start_node()
     cluster.participants.script("01 action", *[ONGOING] * 3)

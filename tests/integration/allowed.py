@@ -73,6 +73,63 @@ def two_phase_calls(pattern: str) -> dict[str, dict[str, Verdict]]:
     }
 
 
+def workflow_calls() -> dict[str, dict[str, Verdict]]:
+    """The same of a workflow, which its participant ends."""
+    return {
+        "none": {
+            "prepareWorkflow": OK,
+            "prepare": OK,
+            "submit": UNKNOWN,
+            "abort": UNKNOWN,
+            "registerBranch": TAKEN,
+            "forceStop": UNKNOWN,
+            "resetNextCronTime": UNKNOWN,
+        },
+        "prepared": {
+            "prepareWorkflow": OK,
+            "prepare": OK,
+            "submit": OK,
+            "abort": cannot_abort("workflow", "prepared"),
+            "registerBranch": OK,
+            "forceStop": OK,
+            "resetNextCronTime": OK,
+        },
+        **{
+            status: {
+                "prepareWorkflow": OK,
+                "prepare": cannot_prepare(status),
+                "submit": OK if status == "succeed" else cannot_submit(status),
+                "abort": cannot_abort("workflow", status),
+                "registerBranch": TAKEN,
+                "forceStop": cannot_stop(status),
+                "resetNextCronTime": OK,
+            }
+            for status in ("succeed", "failed")
+        },
+    }
+
+
+def message_calls() -> dict[str, dict[str, Verdict]]:
+    """The same of a message, which nothing turns round once it was submitted."""
+    return {
+        "none": {"prepare": OK, "submit": OK, "abort": UNKNOWN},
+        "prepared": {"prepare": OK, "submit": OK, "abort": OK},
+        "submitted": {
+            "prepare": cannot_prepare("submitted"),
+            "submit": OK,
+            "abort": cannot_abort("msg", "submitted"),
+        },
+        **{
+            status: {
+                "prepare": cannot_prepare(status),
+                "submit": cannot_submit(status),
+                "abort": cannot_abort("msg", status),
+            }
+            for status in ("succeed", "failed")
+        },
+    }
+
+
 def check_refusal(answer: httpx.Response, verdict: Verdict, gid: str) -> None:
     """It is refused in DTM's words; only a definite failure says so in `dtm_result`."""
     code, message = verdict

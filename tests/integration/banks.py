@@ -8,13 +8,14 @@ from typing import Any
 
 import psycopg
 import pymysql
-from sqlalchemy import NullPool, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.integration.scripted import Participant
+from txcoord_sdk import AsyncCoordinator
 from txcoord_sdk.barrier import create_table_at
 from txcoord_sdk.branch import BranchContext, BranchFailed
 from txcoord_sdk.starlette import branch_endpoint
@@ -22,6 +23,7 @@ from txcoord_sdk.xa import take_part
 
 BALANCE = 10_000
 _DRIVERS = {"mysql": "mysql+aiomysql", "postgresql": "postgresql+asyncpg"}
+_BLOCKING_DRIVERS = {"mysql": "mysql+pymysql", "postgresql": "postgresql+psycopg"}
 
 
 class Bank:
@@ -31,6 +33,7 @@ class Bank:
         self.url = url
         self.kind, rest = url.split("://", 1)
         self.engine = create_async_engine(f"{_DRIVERS[self.kind]}://{rest}", poolclass=NullPool)
+        self.blocking_engine = create_engine(f"{_BLOCKING_DRIVERS[self.kind]}://{rest}", poolclass=NullPool)
         self.table = "barrier" if self.kind == "mysql" else "xa.barrier"
         create_table_at(url, table=self.table)
         self.run("create table account (id int primary key, balance int not null check (balance >= 0))")
@@ -73,7 +76,10 @@ class Bank:
         )
 
     async def change(self, connection: AsyncConnection, amount: int) -> None:
-        changed = await connection.execute(
+        await connection.run_sync(self.change_now, amount)
+
+    def change_now(self, connection: Connection, amount: int) -> None:
+        changed = connection.execute(
             text("update account set balance = balance + :amount where balance + :amount >= 0"), {"amount": amount}
         )
         if not changed.rowcount:
@@ -86,6 +92,8 @@ class Banks(Participant):
     def __init__(self, mysql_url: str, postgres_url: str) -> None:
         super().__init__()
         self.banks = {"out": Bank(mysql_url), "in": Bank(postgres_url)}
+        self.coordinator: AsyncCoordinator | None = None
+        """Whom they register with, if not whom an action names."""
         self.breaks: set[str] = set()
         """Ops whose answer is lost: what they did stays."""
         self.gate: asyncio.Event | None = None
@@ -119,7 +127,7 @@ class Banks(Participant):
                     self.working.set()
                     await self.gate.wait()
 
-            await take_part(branch, bank.engine, work, table=bank.table)
+            await take_part(branch, bank.engine, work, coordinator=self.coordinator, table=bank.table)
 
         return await branch_endpoint(endpoint)(request)
 

@@ -1,4 +1,4 @@
-"""Bad input to a running coordinator: bytes that are no HTTP, and requests of all three APIs in any order.
+"""Bad input to a running coordinator: bytes that are no HTTP or JSON-RPC, and requests of all three APIs in any order.
 
 Never a fault of the server, never a transaction that is stuck, and the server lives.
 """
@@ -206,6 +206,41 @@ async def test_a_head_that_does_not_come_is_not_awaited_for_ever(monkeypatch: py
     await task
 
 
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A JSON-RPC request of which a piece is something else."""
+    method = draw(st.sampled_from(["submit", "prepare", "registerBranch", "newGid"]))
+    params = {
+        "gid": draw(st.uuids()).hex,
+        "trans_type": draw(st.sampled_from(["saga", "msg", "tcc"])),
+        "steps": [{"action": PARTICIPANT.url("ok"), "compensate": PARTICIPANT.url("ok")}],
+        "payloads": ["{}"],
+        "branch_id": "01",
+    }
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+    start = draw(st.integers(0, len(body)))
+    return body[:start] + draw(st.binary(max_size=4)) + body[start + draw(st.integers(0, 12)) :]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=80) | damaged())
+def test_random_bytes_over_json_rpc_are_answered_as_json_rpc(http: httpx.Client, body: bytes) -> None:
+    answer = http.post("/api/json-rpc", content=body)
+
+    assert answer.status_code in (200, 400), answer.text
+    reply = answer.json()
+    assert set(reply) == {"jsonrpc", "id", "error", "result"}
+    code = reply["error"] and reply["error"]["code"]
+    assert code in (None, -32700, -32600, -32601, -32603, -32901, -32902), reply
+    assert (answer.status_code == 400) == (code == -32700)
+
+
+@pytest.fixture(scope="module")
+def http(server: Process) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=20) as made:
+        yield made
+
+
 # -- requests -------------------------------------------------------------------------
 
 Step = tuple[str, str, dict[str, Any]]
@@ -374,11 +409,8 @@ class Callers:
 
 
 @pytest.fixture(scope="module")
-def callers(server: Process) -> Iterator[Callers]:
-    with (
-        httpx.Client(base_url=server.url, timeout=20) as http,
-        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
-    ):
+def callers(server: Process, http: httpx.Client) -> Iterator[Callers]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         yield Callers(http, channel)
 
 

@@ -11,18 +11,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 
+from conftest import MakeDatabase
 from localservers.processes import descendants
+from sdk.tests.xa_support import Ledger
 from tests.e2e.harness import ROOT, upgrade
 from tests.integration.scripted import Participant
 from txcoord import __version__
 from txcoord.settings.table import FIELDS
-from txcoord_sdk.barrier import create_table_at
 from txcoord_sdk.xa import XaKey, prepare_sync
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TXCOORD_")}
@@ -383,24 +384,65 @@ async def counted(url: str, name: str) -> float:
 # -- leftovers of XA ---------------------------------------------------------------------------
 
 
-def test_leftovers_of_xa_are_shown_and_ended(serving: Serving, postgres_url: str) -> None:
-    create_table_at(postgres_url)
+@pytest.fixture(params=["mysql", "postgres"])
+def ledger(request: pytest.FixtureRequest, make_database: MakeDatabase) -> Iterator[Ledger]:
+    made = Ledger(make_database(request.param))
+    yield made
+    made.end_all()
+
+
+async def leave_prepared(ledger: Ledger, serving: Serving, participant: Participant, decides: str) -> str:
+    """Leave a branch whose participant says that it has ended it, and has not; or one of which nobody knows."""
     gid = f"g-{uuid4().hex}"
-    prepare_sync(
-        lambda: psycopg.connect(postgres_url), XaKey(gid=gid, branch_id="01"), lambda _: None, register=lambda: None
-    )
-    arguments = ["xa", "recover", "--url", postgres_url, "--coordinator", serving.url]
 
-    shown = txcoord(*arguments)
-    assert shown.returncode == 1
-    assert f"{gid}-01" in shown.stdout
-    assert "the coordinator does not know it" in shown.stdout
-    assert txcoord(*arguments, "--end").returncode == 1, "to roll back the unknown has to be said"
+    def work(connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("insert into entry values (%s)", (gid,))
 
-    ended = txcoord(*arguments, "--end", "--unknown")
-    assert (ended.returncode, "rolled back" in ended.stdout) == (0, True)
-    again = txcoord(*arguments)
-    assert (again.returncode, again.stdout) == (0, "no prepared transaction of ours\n")
+    prepare_sync(ledger.connect, XaKey(gid=gid, branch_id="01"), work, register=lambda: None)
+    branch = {"branch_id": "01", "url": f"{participant.url}/branch"}
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("prepare", {}),
+        ("registerBranch", branch),
+        (decides, {"wait_result": True}),
+    ]
+    async with httpx.AsyncClient(base_url=f"{serving.url}/api/dtmsvr", timeout=20) as http:
+        for path, more in calls if decides else ():
+            body = {"gid": gid, "trans_type": "xa", **more}
+            assert (await http.post(f"/{path}", json=body)).status_code == 200
+    return gid
+
+
+async def test_leftovers_of_xa_are_shown_and_ended(serving: Serving, participant: Participant, ledger: Ledger) -> None:
+    succeeded, failed, unknown = [
+        await leave_prepared(ledger, serving, participant, decides) for decides in ("submit", "abort", "")
+    ]
+
+    async def recover(*more: str) -> tuple[int, dict[str, str]]:
+        """Exit code, and what is said of each transaction."""
+        arguments = ["xa", "recover", "--url", ledger.url, "--coordinator", serving.url, *more]
+        done = await asyncio.to_thread(txcoord, *arguments)
+        lines = {line.split()[0].removesuffix("-01"): line.strip() for line in done.stdout.splitlines()[1:]}
+        return done.returncode, lines
+
+    code, shown = await recover()
+    assert (code, set(shown)) == (1, {succeeded, failed, unknown})
+    assert "is to be committed" in shown[succeeded]
+    assert "is to be rolled back" in shown[failed]
+    assert "the coordinator does not know it" in shown[unknown]
+    assert len(ledger.prepared) == 3, "to look changes nothing"
+
+    code, ended = await recover("--end")
+    assert code == 1, "to roll back the unknown has to be said"
+    assert ended[succeeded].endswith("  committed")
+    assert ended[failed].endswith("  rolled back")
+    assert ledger.prepared == [f"{unknown}-01"]
+
+    code, ended = await recover("--end", "--unknown")
+    assert (code, set(ended)) == (0, {unknown})
+    assert await recover() == (0, {})
+    assert ledger.prepared == []
+    assert [ledger.has(gid) for gid in (succeeded, failed, unknown)] == [True, False, False]
 
 
 def test_leftovers_cannot_be_shown_without_the_sdk(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localservers.servers import Server
-from tests.e2e.harness import Process, coordinator, upgrade
+from tests.e2e.harness import Process, coordinator, store_for, upgrade
 from tests.integration.callers import COORDINATOR, DTM, ask, branch_message, trans_message
 from tests.integration.scripted import ONGOING, Participant, failure
 from tests.integration.test_api_answers import FakeService
@@ -52,13 +52,16 @@ UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 MAX_BODY_BYTES = 100_000
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+@pytest.fixture(scope="module", params=["sqlite"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("coordinator")
-    with coordinator(
-        f"sqlite:///{folder}/txcoord.db", folder, TXCOORD_MAX_BODY_BYTES=str(MAX_BODY_BYTES), TXCOORD_DRAIN_S="5"
-    ) as process:
+    settings = {"TXCOORD_MAX_BODY_BYTES": str(MAX_BODY_BYTES), "TXCOORD_DRAIN_S": "5"}
+    with coordinator(store_for(request, folder), folder, **settings) as process:
         yield process
+
+
+on_every_store = pytest.mark.parametrize("server", ["sqlite", "mysql", "postgres"], indirect=True, scope="module")
+"""For patterns that have no module of their own over gRPC."""
 
 
 @asynccontextmanager
@@ -191,6 +194,7 @@ async def test_a_tcc_is_aborted(client: Client, participant: Participant) -> Non
     assert (await client.query())["transaction"]["rollback_reason"] == "changed my mind"
 
 
+@on_every_store
 async def test_a_branch_of_an_xa_is_registered_by_its_url(client: Client, participant: Participant) -> None:
     await client.call("Prepare", "xa")
     assert await client.register("01", "xa", url=f"{participant.url}/xa") == (OK, "")
@@ -199,6 +203,7 @@ async def test_a_branch_of_an_xa_is_registered_by_its_url(client: Client, partic
     assert [call.query["op"] for call in participant.received] == ["commit"]
 
 
+@on_every_store
 async def test_a_workflow_is_given_back_with_its_steps_and_its_result(client: Client) -> None:
     opened = await client.workflow()
     assert (opened.Transaction.Gid, opened.Transaction.Status) == (client.gid, "prepared")
@@ -221,6 +226,7 @@ async def test_a_workflow_is_given_back_with_its_steps_and_its_result(client: Cl
     assert (ended.Transaction.Status, ended.Transaction.Result) == ("succeed", "aGk=")
 
 
+@on_every_store
 async def test_the_subscribers_of_a_topic_come_and_go(client: Client, participant: Participant) -> None:
     topic = f"topic-{uuid4().hex}"
 

@@ -1,4 +1,4 @@
-"""DTM's own JSON-RPC tests, as ours, against a running server: initiators and participants over JSON-RPC.
+"""DTM's own JSON-RPC tests, as ours, against a running server on every store: both sides call over JSON-RPC.
 
 Status lists as in `test_saga_protocol`; of a tcc they are cancel and confirm of each branch, of a message actions.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.e2e.harness import Process, coordinator
+from tests.e2e.harness import Process
 from tests.integration.scripted import Answer, Participant
 
 LETTERS = {"prepared": "P", "succeed": "S", "failed": "F"}
@@ -114,11 +114,8 @@ class Dtm:
         return [attempt["outcome"] for branch in branches if branch["op"] == op for attempt in branch["attempts"]]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    folder = tmp_path_factory.mktemp("coordinator")
-    with coordinator(f"sqlite:///{folder}/txcoord.db", folder) as process:
-        yield process
+on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
+"""For what takes long, or does not get as far as the store."""
 
 
 @pytest.fixture
@@ -308,6 +305,7 @@ async def test_whatever_an_action_answers_it_is_repeated(dtm: Dtm, participant: 
     assert await dtm.outcomes("action") == ["success", "unknown", "ongoing", "failure", "success"]
 
 
+@on_sqlite
 @pytest.mark.parametrize("answer", [ERROR, ONGOING, FAILURE], ids=["error", "ongoing", "failure"])
 async def test_the_check_back_is_asked_over_json_rpc(dtm: Dtm, participant: JsonRpcParticipant, answer: Answer) -> None:
     participant.script("query", answer)
@@ -329,6 +327,7 @@ async def test_the_check_back_is_asked_over_json_rpc(dtm: Dtm, participant: Json
 # -- the abnormal cases ------------------------------------------------------------------
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -349,6 +348,7 @@ async def test_abnormal(http: httpx.AsyncClient, body: str, status: int, code: i
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@on_sqlite
 async def test_a_new_gid_with_strange_params(http: httpx.AsyncClient) -> None:
     body = {"jsonrpc": "2.0", "id": 5, "method": "newGid", "params": "strange"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -172,6 +173,16 @@ async def test_delay(dtm: Message, participant: Participant, prepared: bool) -> 
     assert (await dtm.transaction())["status"] == "submitted"
     assert participant.calls(dtm.gid) == []
     await dtm.cron()
+    await dtm.ends("succeed", "SS")
+
+
+async def test_delay_that_elapses(dtm: Message, participant: Participant) -> None:
+    before = time.time()
+    await dtm.accepted("submit", custom_data=json.dumps({"delay": 1}))
+
+    await participant.called("out", dtm.gid)
+
+    assert time.time() - before >= 1
     await dtm.ends("succeed", "SS")
 
 

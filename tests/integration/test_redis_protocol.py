@@ -67,11 +67,7 @@ class Bank:
         return Increment(f"{{{self.gid}}}:out", -30)
 
     async def send(self, by: Initiator, client: aredis.Redis, coordinator: AsyncCoordinator | None = None) -> None:
-        # Over gRPC the check-back is not told a key: the mark has DTM's name then.
-        dtm_keys = by.protocol == "grpc"
-        await (coordinator or by.client).redis_do_and_submit(
-            self.message(), by.check_back, client, self.takes, dtm_keys=dtm_keys
-        )
+        await (coordinator or by.client).redis_do_and_submit(self.message(), by.check_back, client, self.takes)
 
 
 @contextlib.asynccontextmanager
@@ -166,8 +162,7 @@ async def test_message_whose_business_fails(bank: Bank, by: Initiator, client: a
 
 async def test_message_whose_business_comes_late(bank: Bank, by: Initiator, client: aredis.Redis) -> None:
     await bank.open()
-    beside = {"redis_key": bank.takes.key} if by.protocol == "http" else {}
-    assert not await by.has_committed(bank.gid, **beside)
+    assert not await by.has_committed(bank.gid, redis_key=bank.takes.key)
 
     with pytest.raises(DuplicatedError, match=bank.gid):
         await bank.send(by, client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,8 @@ import structlog
 
 from localservers.processes import free_port
 from tests.e2e.harness import Process, coordinator
-from tests.integration.callers import Caller, GrpcCaller, HttpCaller, JsonRpcCaller
+from tests.integration.allowed import message_calls, two_phase_calls, workflow_calls
+from tests.integration.callers import Caller, GrpcCaller, HttpCaller, JsonRpcCaller, Said
 from tests.integration.test_api_answers import ERRORS, FakeService
 from txcoord.api import replies
 from txcoord.api.grpc_server import GrpcServer
@@ -207,51 +209,98 @@ async def caller(request: pytest.FixtureRequest, server: Process) -> AsyncIterat
         yield {"http": HttpCaller(http), "json-rpc": JsonRpcCaller(http), "grpc": GrpcCaller(channel)}[request.param]
 
 
-REFUSED = "http://127.0.0.1:1/nobody"
+NOBODY = "http://127.0.0.1:1/nobody"
+"""Nobody answers there, so that what calls there stays as it is."""
+
+BRANCHES: dict[str, dict[str, Any]] = {
+    "tcc": {"confirm": NOBODY, "cancel": NOBODY},
+    "xa": {"url": NOBODY},
+    "workflow": {"op": "action", "status": "succeed", "data": "x"},
+}
+TABLES = {
+    "tcc": two_phase_calls("tcc"),
+    "xa": two_phase_calls("xa"),
+    "workflow": workflow_calls(),
+    "msg": message_calls(),
+}
+METHODS = ("prepare", "submit", "abort", "registerBranch")
+"""What each API has, for each pattern."""
 
 
-async def bring(caller: Caller, status: str) -> str:
-    """Make a tcc that stands as is said, and return its gid."""
-    gid = f"g-{uuid4().hex}"
+class Transaction:
+    """One of this pattern, made by one of the APIs."""
 
-    async def done(method: str, word: str = "SUCCESS", **more: Any) -> None:
-        said = await caller.call(method, gid=gid, trans_type="tcc", **more)
-        assert said.word == word, said
+    def __init__(self, caller: Caller, pattern: str) -> None:
+        self.gid = f"g-{uuid4().hex}"
+        self._caller = caller
+        self._pattern = pattern
 
-    if status == "absent":
-        return gid
-    await done("prepare")
-    if status in ("submitted", "aborting"):
-        # Nobody answers there, so that it stays as it is.
-        await done("registerBranch", branch_id="01", confirm=REFUSED, cancel=REFUSED)
-    if status in ("submitted", "succeed"):
-        await done("submit", wait_result=status == "succeed")
-    if status in ("aborting", "failed"):
-        await done("abort", wait_result=status == "failed")
-    return gid
+    async def call(self, method: str, *, ends: str = "succeed", branch_id: str = "02", url: str = NOBODY) -> Said:
+        return await self._caller.call(
+            method, gid=self.gid, trans_type=self._pattern, **self._fields(method, ends, branch_id, url)
+        )
+
+    def _fields(self, method: str, ends: str, branch_id: str, url: str) -> dict[str, Any]:
+        match self._pattern, method:
+            case _, "registerBranch":
+                return {"branch_id": branch_id, **BRANCHES[self._pattern]}
+            case "msg", "prepare" | "submit":
+                return {"steps": [{"action": url}], "payloads": ["{}"], "query_prepared": NOBODY}
+            case "workflow", "prepare":
+                return {"query_prepared": NOBODY, "custom_data": '{"name":"w","data":""}', "retry_interval": 1000}
+            case "workflow", "submit":
+                return {"req_extra": {"status": ends}}
+            case _:
+                return {}
+
+    async def becomes(self, status: str) -> None:
+        url = "" if status == "succeed" else NOBODY
+        goes_on = status in ("submitted", "aborting")
+        steps = ["prepare"] if status != "none" else []
+        if goes_on and self._pattern in BRANCHES:
+            steps.append("registerBranch")
+        if status in ("submitted", "succeed") or (self._pattern, status) == ("workflow", "failed"):
+            steps.append("submit")
+        elif status in ("aborting", "failed"):
+            steps.append("abort")
+        for method in steps:
+            said = await self.call(method, ends=status, branch_id="01", url=url)
+            assert said.word == "SUCCESS", said
 
 
-STATUSES = ["absent", "prepared", "submitted", "aborting", "succeed", "failed"]
+async def stands(http: httpx.AsyncClient, gid: str, status: str) -> None:
+    """Wait until a transaction has this status."""
+    async with asyncio.timeout(15):
+        while True:
+            found = (await http.get("/api/dtmsvr/query", params={"gid": gid})).json()["transaction"]
+            if (found or {"status": "none"})["status"] == status:
+                return
+            await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize(
-    ("method", "words"),
+    ("pattern", "status", "method"),
     [
-        ("prepare", "SUCCESS SUCCESS FAILURE FAILURE FAILURE FAILURE"),
-        ("submit", "SUCCESS SUCCESS SUCCESS FAILURE FAILURE FAILURE"),
-        ("abort", "ERROR SUCCESS FAILURE SUCCESS FAILURE FAILURE"),
-        ("registerBranch", "FAILURE SUCCESS FAILURE FAILURE FAILURE FAILURE"),
+        (pattern, status, method)
+        for pattern, table in TABLES.items()
+        for status, calls in table.items()
+        for method in METHODS
+        if method in calls
     ],
+    ids=str,
 )
-async def test_what_is_allowed_when(caller: Caller, method: str, words: str, status: str) -> None:
-    gid = await bring(caller, status)
-    branch = {"branch_id": "07", "confirm": "", "cancel": ""} if method == "registerBranch" else {}
+async def test_what_is_allowed_when(server: Process, caller: Caller, pattern: str, status: str, method: str) -> None:
+    transaction = Transaction(caller, pattern)
+    await transaction.becomes(status)
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        await stands(http, transaction.gid, status)
 
-    said = await caller.call(method, gid=gid, trans_type="tcc", **branch)
+    said = await transaction.call(method)
 
-    assert said.word == words.split()[STATUSES.index(status)], said
-    if said.word == "ERROR":
-        assert said.message == f"no global transaction has the gid {gid}"
-    if said.word == "FAILURE":
-        assert said.message.endswith("FAILURE")
+    number, message = TABLES[pattern][status][method]
+    if number == 200:
+        assert said.word == "SUCCESS", said
+        return
+    code, of_grpc = NUMBERS[number]
+    assert said.number in (number, code, of_grpc.value[0])
+    assert (said.word, said.message) == ("FAILURE" if number == 409 else "ERROR", message.format(gid=transaction.gid))

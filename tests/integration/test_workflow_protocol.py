@@ -10,17 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.allowed import (
-    OK,
-    TAKEN,
-    UNKNOWN,
-    Verdict,
-    cannot_abort,
-    cannot_prepare,
-    cannot_stop,
-    cannot_submit,
-    check_refusal,
-)
+from tests.integration.allowed import OK, check_refusal, workflow_calls
 from tests.integration.dtm import Dtm, seconds_ahead
 from tests.integration.scripted import ERROR, ONGOING, SUCCESS, Answer, Participant, Received, failure
 
@@ -259,38 +249,7 @@ async def test_an_end_again_is_the_same_and_another_is_refused(workflow: Workflo
 
 # -- which call is allowed when ------------------------------------------------------------
 
-ALLOWED: dict[str, dict[str, Verdict]] = {
-    "none": {
-        "prepareWorkflow": OK,
-        "prepare": OK,
-        "submit": UNKNOWN,
-        "abort": UNKNOWN,
-        "registerBranch": TAKEN,
-        "forceStop": UNKNOWN,
-        "resetNextCronTime": UNKNOWN,
-    },
-    "prepared": {
-        "prepareWorkflow": OK,
-        "prepare": OK,
-        "submit": OK,
-        "abort": cannot_abort("workflow", "prepared"),
-        "registerBranch": OK,
-        "forceStop": OK,
-        "resetNextCronTime": OK,
-    },
-    **{
-        status: {
-            "prepareWorkflow": OK,
-            "prepare": cannot_prepare(status),
-            "submit": OK if status == "succeed" else cannot_submit(status),
-            "abort": cannot_abort("workflow", status),
-            "registerBranch": TAKEN,
-            "forceStop": cannot_stop(status),
-            "resetNextCronTime": OK,
-        }
-        for status in ("succeed", "failed")
-    },
-}
+ALLOWED = workflow_calls()
 
 
 @pytest.mark.parametrize(

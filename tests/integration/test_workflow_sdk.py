@@ -273,6 +273,7 @@ async def test_a_function_that_asks_for_patience_is_resumed(
     assert await transfer.run(None, gid=gid) == b"\xff"
 
 
+@pytest.mark.parametrize("client", ["http"], indirect=True)
 async def test_it_goes_on_through_patience_everywhere(
     client: AsyncCoordinator, workflows: AsyncWorkflows, participant: Participant
 ) -> None:
@@ -365,6 +366,32 @@ async def test_steps_over_grpc(client: AsyncCoordinator, workflows: AsyncWorkflo
 
     assert (found.status, found.reason) == (Status.FAILED, "step 02 (/shop.Storage/In) failed: In says no")
     assert desk.calls == [("Out", "action"), ("In", "action"), ("In", "action"), ("Undo", "rollback")]
+
+
+@pytest.mark.parametrize("client", ["grpc"], indirect=True)
+async def test_it_goes_on_through_patience_everywhere_over_grpc(
+    client: AsyncCoordinator, workflows: AsyncWorkflows
+) -> None:
+    desk = Desk()
+    names = ["Out", "In", "InUndo", "OutUndo"]
+    desk.answers = {name: [grpc.StatusCode.FAILED_PRECONDITION] for name in names}
+    desk.answers["In"].append(grpc.StatusCode.ABORTED)
+
+    async with serving_async(handler_of({name: desk.method(name) for name in names})) as address:
+
+        @workflows.workflow(retry_interval=1)
+        async def transfer(wf: AsyncWorkflow, given: bytes) -> None:
+            for side in ("Out", "In"):
+                url = f"{address}/shop.Storage/{side}"
+                await wf.branch(rollback_if_failed=True).on_rollback(f"{url}Undo", given).call(url, given)
+
+        gid = new_gid()
+        with pytest.raises(WorkflowInterruptedError):
+            await transfer.run(b"\x00\xff", gid=gid)
+        found = await client.wait(gid)
+
+    assert (found.status, found.reason) == (Status.FAILED, "step 02 (/shop.Storage/In) failed: In says no")
+    assert [name for name, _ in desk.calls] == [name for name in names for _ in range(2)]
 
 
 async def test_a_workflow_is_resumed_over_grpc(client: AsyncCoordinator, participant: Participant) -> None:

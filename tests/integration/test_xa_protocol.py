@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.harness import Process, coordinator
 from tests.integration.banks import BALANCE, Banks
-from tests.integration.dtm import Dtm
+from tests.integration.dtm import Dtm, seconds_ahead
 from tests.integration.scripted import ERROR, failure
 from txcoord_sdk import (
     ActionFailedError,
@@ -173,6 +173,20 @@ async def test_a_commit_that_is_not_ready_is_called_again(client: AsyncCoordinat
     await dtm.cron()
     await dtm.ends("succeed", "PS")
     assert banks.balances == (BALANCE - 30, BALANCE)
+
+
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True, scope="module")
+async def test_being_due_before_the_deadline_changes_nothing(client: AsyncCoordinator, dtm: Dtm, banks: Banks) -> None:
+    async with client.xa(dtm.gid, timeout_to_fail=1000) as xa:
+        await xa.call(f"{banks.url}/out", {"amount": 30})
+        await dtm.cron()
+        async with asyncio.timeout(15):
+            while seconds_ahead(await dtm.parked()) < 500:
+                await asyncio.sleep(0.02)
+        assert (await dtm.transaction())["status"] == "prepared"
+        assert ops(banks, dtm.gid) == ["out action"]
+
+    await dtm.ends("succeed", "PS")
 
 
 async def test_a_database_that_is_broken(client: AsyncCoordinator, dtm: Dtm, banks: Banks) -> None:

@@ -6,7 +6,7 @@ It can also be slow, so that the server gets what the client has long given up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from sqlalchemy import make_url
@@ -22,6 +22,12 @@ class Proxy:
         self.lost = 0
         self.requests_to_hold = 0
         """So many times the next request is held back until `let_go` is set; it is the last of its connection."""
+        self.requests_to_pass = 0
+        """So many pass before one is held back."""
+        self.counts: Callable[[bytes, asyncio.StreamWriter], bool] = lambda _data, _writer: True
+        """Which of them that is about, from a request and whose connection it is; the others just pass."""
+        self.holds = asyncio.Event()
+        """Set when a request is held back."""
         self.let_go = asyncio.Event()
         self.ran_late = asyncio.Event()
         """Set when the server is through with a request that was held back."""
@@ -50,9 +56,9 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(1 << 16):
-                if self.requests_to_hold:
-                    self.requests_to_hold -= 1
+                if self._is_to_be_held(data, writer):
                     self._held.add(writer)
+                    self.holds.set()
                     await self.let_go.wait()
                     # The end of the connection comes behind it: the server does what was asked, and then hangs up.
                     writer.write(data)
@@ -63,6 +69,15 @@ class Proxy:
         except ConnectionError:
             pass
         writer.transport.abort()
+
+    def _is_to_be_held(self, data: bytes, writer: asyncio.StreamWriter) -> bool:
+        if not self.requests_to_hold or not self.counts(data, writer):
+            return False
+        if self.requests_to_pass:
+            self.requests_to_pass -= 1
+            return False
+        self.requests_to_hold -= 1
+        return True
 
     async def _pass_answers_on(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server_writer: asyncio.StreamWriter
