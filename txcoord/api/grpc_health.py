@@ -69,11 +69,13 @@ class Health:
         try:
             said = None
             while True:
+                # Before the status is asked for: what has begun by then is in it.
+                is_draining = self._draining.is_set()
                 status = await self._status() if name in self._names else _SERVICE_UNKNOWN
                 if status != said:
                     await context.write(status)
                     said = status
-                if self._draining.is_set():
+                if is_draining:
                     return
                 try:
                     async with asyncio.timeout(WATCH_INTERVAL_S):
