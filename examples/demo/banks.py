@@ -89,7 +89,7 @@ TRANSFERS = (
         pattern=Pattern.XA,
         title="money moves between two banks (XA)",
         about="Each bank's database prepares its part, and the coordinator has all of them commit. Until then nobody "
-        "sees half of it, and no crash loses it.",
+        "sees any of it, and no crash loses it.",
         run=money_moves,
         needs=BANKS,
     ),
