@@ -19,7 +19,7 @@ import pymysql
 import pytest
 from psycopg.rows import dict_row
 from pymysql.cursors import DictCursor
-from sqlalchemy import Connection, NullPool, String, create_engine, select, text
+from sqlalchemy import Connection, NullPool, String, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
@@ -171,6 +171,53 @@ def test_an_autocommit_option_of_one_connection_is_seen(bench: support.SqlAlchem
         pytest.raises(NoTransactionError),
     ):
         action(gid).call_sync(connection, nothing)
+
+
+def autocommitting(bench: support.SqlAlchemySession) -> dict[str, Any]:
+    """Say it to the driver itself."""
+    if bench.database == "sqlite" and sys.version_info < (3, 12):
+        pytest.skip("sqlite3.connect(autocommit=…) came with Python 3.12")
+    return {"connect_args": {"autocommit": True}, "poolclass": NullPool}
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_an_autocommit_of_the_driver_is_seen(bench: support.SqlAlchemySession, gid: str, commit: bool) -> None:
+    engine = create_engine(bench.driver_url, **autocommitting(bench))
+    with engine.connect() as connection, pytest.raises(NoTransactionError):
+        action(gid).call_sync(connection, nothing, commit=commit)
+    with Session(engine) as session, pytest.raises(NoTransactionError):
+        action(gid).call_sync(session, nothing, commit=commit)
+
+    with create_engine(bench.driver_url, poolclass=NullPool).connect() as connection:
+        assert action(gid).call_sync(connection, nothing) is RUN
+
+
+@pytest.mark.parametrize("commit", [False, True])
+async def test_an_autocommit_of_an_async_driver_is_seen(
+    mysql_url: str, postgres_url: str, gid: str, commit: bool
+) -> None:
+    urls = mysql_url.replace("mysql:", "mysql+aiomysql:"), postgres_url.replace("postgresql:", "postgresql+psycopg:")
+    for url in urls:
+        engine = create_async_engine(url, connect_args={"autocommit": True}, poolclass=NullPool)
+        async with engine.connect() as connection:
+            with pytest.raises(NoTransactionError):
+                await action(gid).call(connection, nothing_async, commit=commit)
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_an_autocommit_of_the_driver_will_do_where_begin_is_sent(
+    bench: support.SqlAlchemySession, gid: str, commit: bool
+) -> None:
+    if bench.database == "sqlite":
+        pytest.skip("its transaction has to be ended by statement then, which SQLAlchemy does not")
+    engine = create_engine(bench.driver_url, **autocommitting(bench))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin"))
+    for passage in (RUN, DUPLICATE):
+        with engine.connect() as connection:
+            assert action(gid).call_sync(connection, nothing, commit=commit) is passage
+            connection.commit()
+    with Session(engine) as session:
+        assert action(gid).call_sync(session, nothing, commit=commit) is DUPLICATE
 
 
 def test_an_engine_makes_its_own_table(bench: support.SqlAlchemySession) -> None:
