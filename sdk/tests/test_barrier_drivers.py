@@ -399,6 +399,43 @@ def test_a_deadlock_comes_through_and_leaves_nothing(mysql_url: str, gid: str) -
     two.close()
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_deadlock_that_the_work_survives_leaves_nothing(mysql_url: str, gid: str, autocommit: bool) -> None:
+    create_table_at(mysql_url)
+    bench = support.PyMySQL(mysql_url)
+    account = {**bench.account, "database": bench.database_name}
+    ours, other = pymysql.connect(**account, autocommit=autocommit), pymysql.connect(**account)
+    with ours.cursor() as cursor:
+        cursor.execute("create table account (id int primary key, balance int not null)")
+        cursor.executemany("insert into account values (%s, 100)", [(number,) for number in range(1, 51)])
+        ours.commit()
+    with other.cursor() as cursor:  # has changed more, so that ours is the victim
+        cursor.execute("update account set balance = balance + 1 where id > 1")
+
+    def transfer(within: Any) -> None:
+        with within.cursor() as cursor:
+            cursor.execute("update account set balance = balance - 10 where id = 1")
+            waiting = threading.Thread(target=lambda: other.cursor().execute("select 1 from account for update"))
+            waiting.start()
+            with pytest.raises(pymysql.err.OperationalError, match="Deadlock"):
+                cursor.execute("update account set balance = balance + 10 where id = 2")
+            waiting.join(support.LOCK_WAIT_S)
+            other.rollback()
+            cursor.execute("update account set balance = balance - 10 where id = 1")
+            cursor.execute("update account set balance = balance + 10 where id = 2")
+
+    with pytest.raises(pymysql.err.OperationalError, match=r"SAVEPOINT .* does not exist"):
+        action(gid).call_sync(ours, transfer, commit=True)
+
+    with other.cursor() as cursor:
+        cursor.execute("select balance from account where id < 3")
+        assert cursor.fetchall() == ((100,), (100,))
+    assert ours.get_autocommit() is autocommit
+    assert action(gid).call_sync(ours, nothing, commit=True) is RUN
+    ours.close()
+    other.close()
+
+
 # -- SQLite's ways with transactions ---------------------------------------------------------
 
 

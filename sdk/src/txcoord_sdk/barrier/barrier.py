@@ -69,7 +69,8 @@ class BranchBarrier:
         all: pass the connection or session that `work` uses, and commit it yourself,
         whatever the answer, before you answer the coordinator. Or ask for `commit`:
         the connection's transaction is then committed here, or rolled back if
-        anything raises.
+        anything raises. Where the database has ended or broken the transaction within
+        `work`, the call raises, even if `work` has caught that.
 
         `work` is left out, and the call still succeeds, when the operation has run
         before (duplicate), when it compensates something that never ran (empty
@@ -281,10 +282,9 @@ class SyncGuard:
 class _Scope:
     """One call on one connection, from its first statement to its last.
 
-    Rows and work are one piece: up to the end of the transaction if that is ours, else after a
-    savepoint in the caller's. Without the savepoint, a caller who catches what `work` raised
+    Rows and work are one piece, after a savepoint. Without it, a caller who catches what `work` raised
     and commits would leave rows that say it ran, and the compensation would take back what
-    was never done.
+    was never done; and in a transaction that is ours, nobody would notice that it was lost meanwhile.
     """
 
     def __init__(self, driver: Driver, call: BarrierCall, *, table: str | None, commit: bool) -> None:
@@ -294,11 +294,12 @@ class _Scope:
         self._commit = commit
 
     async def enter(self) -> Passage:
-        await self._open()
+        standing = await self._checked()
+        await (self._driver.begin_own(standing) if self._commit else self._driver.savepoint())
         try:
             passage = await self._pass()
         except BaseException as error:
-            await self.leave(error)
+            await self._take_back(error)
             raise
         _log(self._call, passage)
         return passage
@@ -308,10 +309,11 @@ class _Scope:
         if error is not None:
             return await self._take_back(error)
         try:
-            await (self._driver.commit() if self._commit else self._driver.release())
+            await (self._driver.commit_own() if self._commit else self._driver.release())
         except BaseException as failure:
             failure.add_note(
-                f"{self._words()}: could not be ended. Work must not commit or roll back by itself; "
+                f"{self._words()}: could not be ended. Work must not commit or roll back by itself, nor go on after "
+                "a deadlock, or in PostgreSQL after an error of the database, unless in a savepoint of its own; "
                 "and what it added to a session is written only now."
             )
             await self._take_back(failure)
@@ -319,24 +321,27 @@ class _Scope:
 
     async def _take_back(self, error: BaseException) -> None:
         try:
-            await (self._driver.rollback() if self._commit else self._driver.undo())
+            await (self._driver.rollback_own() if self._commit else self._driver.undo())
         except Exception as failure:  # noqa: BLE001 (what went wrong first matters more)
             # The connection is gone, or a deadlock has rolled everything back already.
             error.add_note(f"{self._words()}: taking it back failed too ({failure!r}): roll the transaction back.")
 
     async def check_back(self) -> bool:
-        await self._open()
+        standing = await self._checked()
+        if standing is Standing.NONE:
+            await self._driver.begin()
         try:
             row = self._call.check_back
             await self._insert(row)
             committed = rule.has_committed(await self._find(row))
+            await self._driver.commit()
         except BaseException as error:
-            await self.leave(error)
+            await self._take_back(error)
             raise
-        await self.leave(None)
         return committed
 
-    async def _open(self) -> None:
+    async def _checked(self) -> Standing:
+        """Say how the connection stands, and refuse what cannot work. Sends nothing."""
         standing = await self._driver.standing()
         # Before a statement is sent: a wrong name is not the database's error.
         table_name(self._driver.database, self._table)
@@ -345,10 +350,7 @@ class _Scope:
                 f"{self._words()}: the connection commits each statement by itself, so barrier and work would not "
                 "commit together: open a transaction first, or pass commit=True"
             )
-        if not self._commit:
-            await self._driver.savepoint()
-        elif standing is Standing.NONE:
-            await self._driver.begin()
+        return standing
 
     async def _pass(self) -> Passage:
         call = self._call
