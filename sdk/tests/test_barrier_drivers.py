@@ -9,10 +9,11 @@ import threading
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import aiomysql
+import aiosqlite
 import asyncpg
 import psycopg
 import pymysql
@@ -453,6 +454,28 @@ def test_sqlite_connections_of_the_newer_way(sqlite_url: str, gid: str) -> None:
     always.rollback()
     assert action(gid, "compensate").call_sync(always, nothing, commit=True) is RUN
     assert action(gid, "compensate").call_sync(each, nothing, commit=True) is DUPLICATE
+
+
+@pytest.mark.parametrize("level", [None, "DEFERRED"])
+async def test_cancelled_while_it_begins_it_leaves_no_transaction_open(
+    sqlite_url: str, gid: str, level: Literal["DEFERRED"] | None
+) -> None:
+    create_table_at(sqlite_url)
+    path = sqlite_url.removeprefix("sqlite:///")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin immediate")
+    async with aiosqlite.connect(path, timeout=support.LOCK_WAIT_S, isolation_level=level) as connection:
+        waiting = asyncio.create_task(action(gid).call(connection, nothing_async, commit=True))
+        while not connection._tx.empty():  # its thread has taken the `begin`, which waits for the other one
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        other.execute("commit")
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+        assert not connection.in_transaction
+        assert await action(gid).call(connection, nothing_async, commit=True) is RUN
+    other.close()
 
 
 def test_sqlite_connections_as_context_managers(sqlite_url: str, gid: str) -> None:

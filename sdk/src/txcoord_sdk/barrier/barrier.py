@@ -295,10 +295,13 @@ class _Scope:
 
     async def enter(self) -> Passage:
         standing = await self._checked()
-        await (self._driver.begin_own(standing) if self._commit else self._driver.savepoint())
         try:
+            await (self._driver.begin_own(standing) if self._commit else self._driver.savepoint())
             passage = await self._pass()
+        except NoTransactionError:
+            raise  # nothing was sent
         except BaseException as error:
+            # Also if it was cancelled while it began: the database may do it all the same.
             await self._take_back(error)
             raise
         _log(self._call, passage)
@@ -328,13 +331,15 @@ class _Scope:
 
     async def check_back(self) -> bool:
         standing = await self._checked()
-        if standing is Standing.NONE:
-            await self._driver.begin()
         try:
+            if standing is Standing.NONE:
+                await self._driver.begin()
             row = self._call.check_back
             await self._insert(row)
             committed = rule.has_committed(await self._find(row))
             await self._driver.commit()
+        except NoTransactionError:
+            raise  # nothing was sent
         except BaseException as error:
             await self._take_back(error)
             raise
