@@ -135,9 +135,9 @@ def test_what_is_recorded_can_be_read_by_people(world: World) -> None:
         buy.run(ORDER, gid="g1")
 
     assert [json.loads(branch.payload) for branch in world.stored["g1"].branches[1:]] == [
-        {"kind": "call", "name": "/deduct", "result": {"body": '{"left": 88}'}},
-        {"kind": "step", "name": "<lambda>", "result": "action"},
-        {"kind": "call", "name": "payment", "reason": "sold out"},
+        {"kind": "call", "name": "/deduct", "result": {"body": '{"left": 88}'}, "order": 1, "asked_after": ""},
+        {"kind": "step", "name": "<lambda>", "result": "action", "order": 2, "asked_after": "01"},
+        {"kind": "call", "name": "payment", "reason": "sold out", "order": 3, "asked_after": "02"},
     ]
 
 
