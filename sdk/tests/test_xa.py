@@ -23,6 +23,7 @@ from sdk.tests.xa_support import WAYS, Ledger, Way, account, aiomysql_pool, over
 from txcoord.barrier.tables import Database
 from txcoord.errors import InvalidRequestError
 from txcoord.xa.xid import xid_of
+from txcoord_sdk import new_gid
 from txcoord_sdk.barrier import BarrierError, Passage
 from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.xa import XaError, XaKey, finish, finish_sync, prepare, prepare_sync
@@ -115,6 +116,15 @@ async def test_connections_can_be_used_again(way: Way, ledger: Ledger) -> None:
 
 
 # -- what fails --------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_a_connection_of_a_pool_gets_one(way: Way, ledger: Ledger) -> None:
+    keys = [XaKey(gid=new_gid(), branch_id="01") for _ in range(4)]  # more than the pools here have
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(way.prepare(key, key.gid) for key in keys))
+        await asyncio.gather(*(way.finish(key, "commit") for key in keys))
+    assert all(ledger.has(key.gid) for key in keys)
 
 
 async def test_work_that_raises_leaves_nothing(way: Way, ledger: Ledger, key: XaKey) -> None:
