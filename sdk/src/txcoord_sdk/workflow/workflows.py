@@ -345,6 +345,7 @@ class AsyncWorkflows(_AnyWorkflows):
     def __init__(self, coordinator: AsyncCoordinator, *, resume_url: str, table: str | None = None) -> None:
         super().__init__(coordinator._rules, coordinator._drive, resume_url, table=table)
         self._running: dict[str, _Running[asyncio.Future[_Ended]]] = {}
+        self._resumes: set[asyncio.Task[Answer]] = set()
 
     @overload
     def workflow(self, function: AsyncFunction[In, Out], /) -> AsyncWorkflowFunction[In, Out]: ...
@@ -422,13 +423,15 @@ class AsyncWorkflows(_AnyWorkflows):
             ended = await asyncio.shield(under_way.future)
         else:
             data = _codec.encode_whole(given, what=f"the input of workflow {name}")
-            ended = await self._alone(gid, name, self._run_once(registered, gid, data))
+            own = self._claim(gid, name)
+            ended = await self._alone(gid, own, lambda: self._run_once(registered, gid, data))
         return self._result(registered, gid, ended)
 
     async def resume(self, query: Mapping[str, str], body: bytes = b"") -> Answer:
         """Answer the coordinator's request to go on with a workflow: with its end, or that it is not ended.
 
-        For a resume endpoint of your own; see `txcoord_sdk.fastapi.workflow_router`.
+        For a resume endpoint of your own; see `txcoord_sdk.fastapi.workflow_router`. The workflow goes on, until
+        `close`, also if this is cancelled: a server of gRPC does that when the coordinator waits no longer.
         """
         request = self._read_request(query)
         if isinstance(request, Answer):
@@ -436,18 +439,42 @@ class AsyncWorkflows(_AnyWorkflows):
         registered, gid = request
         if gid in self._running:
             return _ongoing("it is under way")
+        own = self._claim(gid, registered.name)
+        task = asyncio.create_task(self._resumed(registered, gid, own, body))
+        self._resumes.add(task)
+        task.add_done_callback(self._resumes.discard)
+        await asyncio.wait({task})
+        return _ongoing("it is broken off here") if task.cancelled() else task.result()
+
+    async def close(self) -> None:
+        """Break off what `resume` has begun, and wait until it has stopped: the coordinator asks for it again.
+
+        To be called when the participant stops, before its coordinator client and its databases are closed.
+        """
+        await asyncio.sleep(0)  # what has not begun could not say that it has stopped
+        for task in self._resumes:
+            task.cancel()
+        if self._resumes:
+            await asyncio.wait(self._resumes)
+
+    async def _resumed(self, registered: Registered, gid: str, own: asyncio.Future[_Ended], body: bytes) -> Answer:
         try:
-            await self._alone(gid, registered.name, self._resume_once(registered, gid, body))
+            await self._alone(gid, own, lambda: self._resume_once(registered, gid, body))
         except Exception as error:  # noqa: BLE001 (whatever it is, the coordinator gets an answer, the log the rest)
             return _answer_to(error, registered.name, gid)
         return _SUCCESS
 
-    async def _alone(self, gid: str, name: str, execution: Coroutine[Any, Any, _Ended]) -> _Ended:
-        """Carry out an execution, letting others of the same gid wait for it."""
+    def _claim(self, gid: str, name: str) -> asyncio.Future[_Ended]:
         future: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
         self._running[gid] = _Running(name, future)
+        return future
+
+    async def _alone(
+        self, gid: str, future: asyncio.Future[_Ended], execute: Callable[[], Coroutine[Any, Any, _Ended]]
+    ) -> _Ended:
+        """Carry out an execution, letting others of the same gid wait for it."""
         try:
-            ended = await execution
+            ended = await execute()
         except BaseException as error:
             # Whoever waits for it was not cancelled itself, and gets an error that says what to do.
             future.set_exception(error if isinstance(error, Exception) else _broken_off(gid))
