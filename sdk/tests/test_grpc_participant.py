@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sdk.tests.grpc_support import SERVICE, call, handler_of, serving_async, serving_threads
 from sdk.tests.workflow_support import World
 from txcoord_sdk import AsyncCoordinator, Outcome, Status, TryFailedError
-from txcoord_sdk.barrier import BranchBarrier, create_table_sync
+from txcoord_sdk.barrier import BranchBarrier, Passage, create_table_sync
 from txcoord_sdk.grpc import (
     QUERY_PREPARED,
     RESUME_WORKFLOW,
@@ -102,6 +102,37 @@ async def test_a_method_is_told_its_branch(served: Callable[[Behaviour], Any]) -
         answer = await deduct(target, **BRANCH, dtm="127.0.0.1:36790")
 
     assert answer == (OK, "", b"saga g1 01 action grpc://127.0.0.1:36790")
+
+
+@pytest.mark.parametrize("interceptors", [(), (AsyncBranchInterceptor(),)], ids=["alone", "interceptor"])
+async def test_a_method_that_asks_twice_has_one_barrier(interceptors: Any) -> None:
+    calls: list[Passage] = []
+
+    async def deduct(_request: bytes, context: Any) -> bytes:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            create_table_sync(connection)
+            for _ in range(2):
+                calls.append(branch_context(context).barrier.call_sync(connection, lambda _: None))
+        return b""
+
+    async with serving_async(handler_of({"Deduct": deduct}), interceptors=interceptors) as target:
+        for _ in range(2):
+            await call(target, f"{SERVICE}/Deduct", **BRANCH)
+    assert calls == [Passage.RUN] * 4
+
+
+async def test_a_method_of_a_thread_that_asks_twice_has_one_barrier_for_each_call() -> None:
+    asked: list[BranchContext] = []
+
+    def deduct(_request: bytes, context: Any) -> bytes:
+        asked.extend(branch_context(context) for _ in range(2))
+        return b""
+
+    async with serving_threads(handler_of({"Deduct": deduct})) as target:
+        for gid in ("g1", "g1", "g2"):
+            await call(target, f"{SERVICE}/Deduct", **{**BRANCH, "gid": gid})
+    assert [branch.gid for branch in asked] == ["g1"] * 4 + ["g2"] * 2
+    assert len({id(branch.barrier) for branch in asked}) == 3
 
 
 async def test_each_call_has_its_own_branch(served: Callable[[Behaviour], Any]) -> None:
