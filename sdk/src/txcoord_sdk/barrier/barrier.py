@@ -51,9 +51,16 @@ class BranchBarrier:
         self.op = rule.check("op", op)
         self._table = table
         self._numbers = count(1)
+        self._is_first_reserved = False
 
     def __repr__(self) -> str:
         return f"BranchBarrier({self.trans_type!r}, {self.gid!r}, {self.branch_id!r}, {self.op!r})"
+
+    def reserve_first(self) -> bool:
+        """Keep the number 01 for a row that XA writes itself; say whether it was free. For the SDK itself."""
+        if not self._is_first_reserved:
+            self._is_first_reserved = next(self._numbers) == 1
+        return self._is_first_reserved
 
     async def call(
         self,
