@@ -78,6 +78,23 @@ class Registered:
         self.timeout_s = timeout_s
         self.input_type = _codec.input_type(function)
         self.result_type = _codec.result_type(function)
+        _codec.check_readable(self.input_type, what=f"the input of workflow {name}")
+        _codec.check_readable(self.result_type, what=f"the result of workflow {name}")
+
+    def write(self, given: object) -> bytes:
+        return _codec.encode_whole(given, self.input_type, what=f"the input of workflow {self.name}")
+
+    def read(self, data: bytes) -> Any:
+        """Return an input from what is stored of it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return _codec.decode_whole(data, self.input_type)
+        except ValueError as error:
+            error.add_note(f"this is no input of workflow {self.name}")
+            raise
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -153,6 +170,17 @@ class _AnyWorkflows(ABC):
     # -- run -----------------------------------------------------------------------------
 
     async def _run_once(self, registered: Registered, gid: str, data: bytes) -> _Ended:
+        try:
+            registered.read(data)
+        except ValueError:
+            # Opened with it, it would be resumed for ever. But of one that is known another input counts, or its end.
+            try:
+                found = await self._carry(self._rules.find_workflow(gid))
+            except TransactionNotFoundError:
+                found = None
+            if found is None:
+                raise
+            return await self._go_on(registered, gid, found, data)
         body: dict[str, object] = {
             "gid": gid,
             "trans_type": Pattern.WORKFLOW,
@@ -162,7 +190,7 @@ class _AnyWorkflows(ABC):
         }
         if protocol := protocol_for(None, (self._resume_url,)):
             body["protocol"] = protocol
-        found: WorkflowAnswer = await self._carry(self._rules.open_workflow(gid, body))
+        found = await self._carry(self._rules.open_workflow(gid, body))
         return await self._go_on(registered, gid, found, data)
 
     async def _go_on(self, registered: Registered, gid: str, found: WorkflowAnswer, data: bytes) -> _Ended:
@@ -187,9 +215,10 @@ class _AnyWorkflows(ABC):
         wf = self._workflow_type(execution, registered.name, Numbers())
 
         async def function() -> bytes:
-            given = _codec.decode_whole(data if stored is None else stored, registered.input_type)
+            given = registered.read(data if stored is None else stored)
             value = await called(registered.function, wf, given, is_async=self._is_async)
-            return _codec.encode_whole(value, what=f"the result of workflow {registered.name}")
+            what = f"the result of workflow {registered.name}"
+            return _codec.encode_whole(value, registered.result_type, what=what)
 
         try:
             return _Ended(await execution.run(function))
@@ -412,6 +441,7 @@ class AsyncWorkflows(_AnyWorkflows):
             WorkflowChangedError: what is recorded does not fit the function.
             RequestRefusedError: the coordinator does not take it; or the gid is another transaction's.
             LookupError: no workflow has this name.
+            ValueError, TypeError: the input is not of the type that the function declares; nothing was opened.
             Exception: what the function raised, unless it is a refusal. The workflow is resumed later: a fault
                 does not undo what was done.
         """
@@ -422,7 +452,7 @@ class AsyncWorkflows(_AnyWorkflows):
             _check_name(gid, name, under_way.name, None)
             ended = await asyncio.shield(under_way.future)
         else:
-            data = _codec.encode_whole(given, what=f"the input of workflow {name}")
+            data = registered.write(given)
             own = self._claim(gid, name)
             ended = await self._alone(gid, own, lambda: self._run_once(registered, gid, data))
         return self._result(registered, gid, ended)
@@ -568,7 +598,7 @@ class Workflows(_AnyWorkflows):
         """Run a workflow to its end, from where it stands; see `AsyncWorkflows.run`."""
         registered = self._find(name)
         gid = new_gid() if gid is None else checked_gid(gid)
-        data = _codec.encode_whole(given, what=f"the input of workflow {name}")
+        data = registered.write(given)
         own, under_way = self._claim(gid, name)
         if under_way is not None:
             _check_name(gid, name, under_way.name, None)
