@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable, iscoroutine
 from itertools import count
 from types import TracebackType
@@ -12,7 +13,7 @@ from uuid import uuid4
 
 from txcoord.barrier import rule
 from txcoord.barrier.rule import BarrierCall, Found, Passage, Row
-from txcoord.barrier.tables import find_values, insert_values, statements, table_name
+from txcoord.barrier.tables import Database, find_values, insert_values, statements, table_name
 from txcoord.protocol import CHECK_BACK_BRANCH
 from txcoord_sdk._checks import Duration
 from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
@@ -251,9 +252,9 @@ class BranchBarrier:
             barrier_id=barrier_id,
         )
 
-    async def _query_prepared(self, driver: Driver) -> bool:
+    async def _query_prepared(self, driver: Driver, *, lock_wait_s: int | None = None) -> bool:
         call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=CHECK_BACK_BRANCH)
-        return await _Scope(driver, call, table=self._table, commit=True).check_back()
+        return await _Scope(driver, call, table=self._table, commit=True).check_back(lock_wait_s)
 
 
 class Guard:
@@ -336,14 +337,15 @@ class _Scope:
             # The connection is gone, or a deadlock has rolled everything back already.
             error.add_note(f"{self._words()}: taking it back failed too ({failure!r}): roll the transaction back.")
 
-    async def check_back(self) -> bool:
+    async def check_back(self, lock_wait_s: int | None) -> bool:
         standing = await self._checked()
         try:
             if standing is Standing.NONE:
                 await self._driver.begin()
             row = self._call.check_back
-            await self._insert(row)
-            committed = rule.has_committed(await self._find(row))
+            async with self._waiting_at_most(lock_wait_s):
+                await self._insert(row)
+                committed = rule.has_committed(await self._find(row))
             await self._driver.commit()
         except NoTransactionError:
             raise  # nothing was sent
@@ -351,6 +353,26 @@ class _Scope:
             await self._take_back(error)
             raise
         return committed
+
+    @asynccontextmanager
+    async def _waiting_at_most(self, lock_wait_s: int | None) -> AsyncIterator[None]:
+        """Limit how long a statement waits for a lock; in SQLite that stays as it is set."""
+        database = self._driver.database if lock_wait_s is not None else None
+        if database is Database.POSTGRESQL:
+            await self._driver.execute(f"set local lock_timeout = '{lock_wait_s}s'")
+        if database is not Database.MYSQL:
+            yield
+            return
+        await self._driver.execute(
+            f"set @txcoord_lock_wait = @@session.innodb_lock_wait_timeout, innodb_lock_wait_timeout = {lock_wait_s}"
+        )
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):  # what went wrong first matters more
+                await self._driver.execute(_OLD_LOCK_WAIT)
+            raise
+        await self._driver.execute(_OLD_LOCK_WAIT)
 
     async def _checked(self) -> Standing:
         """Say how the connection stands, and refuse what cannot work. Sends nothing."""
@@ -399,6 +421,9 @@ class _Scope:
 
     def _words(self) -> str:
         return _words(self._call)
+
+
+_OLD_LOCK_WAIT = "set innodb_lock_wait_timeout = @txcoord_lock_wait"
 
 
 def _log(call: BarrierCall, passage: Passage) -> None:
