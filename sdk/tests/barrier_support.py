@@ -12,6 +12,7 @@ import re
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -115,21 +116,33 @@ class Caller:
         self.is_closed = False
 
     async def call(
-        self, barrier: BranchBarrier, *statements: Statement, error: BaseException | None = None, **options: Any
+        self,
+        barrier: BranchBarrier,
+        *statements: Statement,
+        error: BaseException | None = None,
+        forgives: bool = False,
+        **options: Any,
     ) -> Passage:
-        """Run statements behind the barrier, and raise after them if told to."""
+        """Run statements behind the barrier, and raise after them if told to.
+
+        Args:
+            forgives: have the work catch what the statements raise.
+        """
+        forgiven = (Exception,) if forgives else ()
 
         async def work(connection: Any) -> None:
             assert connection is self.connection
             for statement, values in statements:
-                await self.execute(statement, *values)
+                with suppress(*forgiven):
+                    await self.execute(statement, *values)
             if error is not None:
                 raise error
 
         def blocking_work(connection: Any) -> None:
             assert connection is self.connection
             for statement, values in statements:
-                self.execute_now(statement, *values)
+                with suppress(*forgiven):
+                    self.execute_now(statement, *values)
             if error is not None:
                 raise error
 

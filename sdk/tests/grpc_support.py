@@ -61,11 +61,13 @@ async def serving_threads(
         pool.shutdown()
 
 
-async def call(target: str, method: str, message: bytes = b"", **metadata: str) -> tuple[grpc.StatusCode, str, bytes]:
+async def call(
+    target: str, method: str, message: bytes = b"", *, timeout_s: float = 10, **metadata: str
+) -> tuple[grpc.StatusCode, str, bytes]:
     """Call a method with `dtm-` metadata; give code, text and answer."""
     async with grpc.aio.insecure_channel(target) as channel:
         pairs = tuple((f"dtm-{name}", value) for name, value in metadata.items())
-        calling = channel.unary_unary(f"/{method}")(message, metadata=pairs, timeout=10)
+        calling = channel.unary_unary(f"/{method}")(message, metadata=pairs, timeout=timeout_s)
         try:
             body = await calling
         except grpc.aio.AioRpcError as error:

@@ -285,11 +285,12 @@ async def test_a_process_that_dies_before_its_commit_did_nothing(shop: Shop) -> 
     assert await shop.effects() == 0
 
 
-async def test_work_that_commits_by_itself_is_found_out(shop: Shop) -> None:
-    caller = await shop.bench.begun()
+@pytest.mark.parametrize("commit", [False, True], ids=["the caller's", "the barrier's"])
+async def test_work_that_commits_by_itself_is_found_out(shop: Shop, commit: bool) -> None:
+    caller = await (shop.bench.connect() if commit else shop.bench.begun())
     ending = ("commit", ())
     with pytest.raises(Exception, match=r"(?i)savepoint|transaction") as caught:
-        await caller.call(shop.barrier("action"), ending)
+        await caller.call(shop.barrier("action"), ending, commit=commit)
 
     assert any("must not commit" in note for note in caught.value.__notes__)
 
@@ -413,6 +414,47 @@ async def test_asked_to_commit_it_rolls_back_when_the_work_fails(shop: Shop) -> 
 
     assert await caller.call(shop.barrier("action"), shop.effect("action"), commit=True) is RUN
     assert await shop.effects() == 1
+
+
+async def test_asked_to_commit_it_does_not_take_a_rollback_for_a_commit(shop: Shop) -> None:
+    # PostgreSQL answers the commit of a transaction in which a statement has failed with success, and rolls back.
+    taken = ("insert into purse (owner, balance) values (?, ?)", (shop.owner, 0))
+    caller = await shop.bench.connect()
+    calls = shop.barrier("action"), shop.effect("action"), taken
+    if shop.bench.database == "postgresql":
+        with pytest.raises(Exception, match="aborted") as caught:
+            await caller.call(*calls, commit=True, forgives=True)
+        assert any("after an error of the database" in note for note in caught.value.__notes__)
+        assert (await shop.effects(), await shop.rows()) == (0, [])
+    else:
+        assert await caller.call(*calls, commit=True, forgives=True) is RUN
+
+    await caller.call(shop.barrier("action"), shop.effect("action"), commit=True)
+    assert (await shop.effects(), await shop.rows()) == (1, [("action", "01", "action")])
+
+
+@pytest.mark.parametrize(
+    ("bench", "commits_each"),
+    [
+        pytest.param(each, commits_each, id=f"{name(each)}{' autocommit' if commits_each else ''}")
+        for each in BENCHES
+        for commits_each in (False, True)
+        if each[0] == "mysql" and not (commits_each and each[1] in OVER_SQLALCHEMY)
+    ],
+    indirect=["bench"],
+)
+async def test_asked_to_commit_it_keeps_nothing_of_a_transaction_that_was_lost(shop: Shop, commits_each: bool) -> None:
+    caller = await (shop.bench.committing_each() if commits_each else shop.bench.connect())
+    lost = ("rollback", ())  # as a deadlock does it
+    with pytest.raises(Exception, match=r"SAVEPOINT .* does not exist"):
+        await caller.call(shop.barrier("action"), lost, shop.effect("action"), commit=True)
+    assert (await shop.effects(), await shop.rows()) == (0, [])
+
+    assert await caller.call(shop.barrier("action"), shop.effect("action"), commit=True) is RUN
+    assert await shop.effects() == 1
+    # And the connection is as it was.
+    await shop.change_on(caller)
+    assert await shop.effects() == (2 if commits_each else 1)
 
 
 async def test_a_connection_that_commits_each_statement_is_refused(shop: Shop) -> None:

@@ -9,17 +9,18 @@ import threading
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import aiomysql
+import aiosqlite
 import asyncpg
 import psycopg
 import pymysql
 import pytest
 from psycopg.rows import dict_row
 from pymysql.cursors import DictCursor
-from sqlalchemy import Connection, NullPool, String, create_engine, select, text
+from sqlalchemy import Connection, NullPool, String, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
@@ -171,6 +172,53 @@ def test_an_autocommit_option_of_one_connection_is_seen(bench: support.SqlAlchem
         pytest.raises(NoTransactionError),
     ):
         action(gid).call_sync(connection, nothing)
+
+
+def autocommitting(bench: support.SqlAlchemySession) -> dict[str, Any]:
+    """Say it to the driver itself."""
+    if bench.database == "sqlite" and sys.version_info < (3, 12):
+        pytest.skip("sqlite3.connect(autocommit=…) came with Python 3.12")
+    return {"connect_args": {"autocommit": True}, "poolclass": NullPool}
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_an_autocommit_of_the_driver_is_seen(bench: support.SqlAlchemySession, gid: str, commit: bool) -> None:
+    engine = create_engine(bench.driver_url, **autocommitting(bench))
+    with engine.connect() as connection, pytest.raises(NoTransactionError):
+        action(gid).call_sync(connection, nothing, commit=commit)
+    with Session(engine) as session, pytest.raises(NoTransactionError):
+        action(gid).call_sync(session, nothing, commit=commit)
+
+    with create_engine(bench.driver_url, poolclass=NullPool).connect() as connection:
+        assert action(gid).call_sync(connection, nothing) is RUN
+
+
+@pytest.mark.parametrize("commit", [False, True])
+async def test_an_autocommit_of_an_async_driver_is_seen(
+    mysql_url: str, postgres_url: str, gid: str, commit: bool
+) -> None:
+    urls = mysql_url.replace("mysql:", "mysql+aiomysql:"), postgres_url.replace("postgresql:", "postgresql+psycopg:")
+    for url in urls:
+        engine = create_async_engine(url, connect_args={"autocommit": True}, poolclass=NullPool)
+        async with engine.connect() as connection:
+            with pytest.raises(NoTransactionError):
+                await action(gid).call(connection, nothing_async, commit=commit)
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_an_autocommit_of_the_driver_will_do_where_begin_is_sent(
+    bench: support.SqlAlchemySession, gid: str, commit: bool
+) -> None:
+    if bench.database == "sqlite":
+        pytest.skip("its transaction has to be ended by statement then, which SQLAlchemy does not")
+    engine = create_engine(bench.driver_url, **autocommitting(bench))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("begin"))
+    for passage in (RUN, DUPLICATE):
+        with engine.connect() as connection:
+            assert action(gid).call_sync(connection, nothing, commit=commit) is passage
+            connection.commit()
+    with Session(engine) as session:
+        assert action(gid).call_sync(session, nothing, commit=commit) is DUPLICATE
 
 
 def test_an_engine_makes_its_own_table(bench: support.SqlAlchemySession) -> None:
@@ -352,6 +400,43 @@ def test_a_deadlock_comes_through_and_leaves_nothing(mysql_url: str, gid: str) -
     two.close()
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_deadlock_that_the_work_survives_leaves_nothing(mysql_url: str, gid: str, autocommit: bool) -> None:
+    create_table_at(mysql_url)
+    bench = support.PyMySQL(mysql_url)
+    account = {**bench.account, "database": bench.database_name}
+    ours, other = pymysql.connect(**account, autocommit=autocommit), pymysql.connect(**account)
+    with ours.cursor() as cursor:
+        cursor.execute("create table account (id int primary key, balance int not null)")
+        cursor.executemany("insert into account values (%s, 100)", [(number,) for number in range(1, 51)])
+        ours.commit()
+    with other.cursor() as cursor:  # has changed more, so that ours is the victim
+        cursor.execute("update account set balance = balance + 1 where id > 1")
+
+    def transfer(within: Any) -> None:
+        with within.cursor() as cursor:
+            cursor.execute("update account set balance = balance - 10 where id = 1")
+            waiting = threading.Thread(target=lambda: other.cursor().execute("select 1 from account for update"))
+            waiting.start()
+            with pytest.raises(pymysql.err.OperationalError, match="Deadlock"):
+                cursor.execute("update account set balance = balance + 10 where id = 2")
+            waiting.join(support.LOCK_WAIT_S)
+            other.rollback()
+            cursor.execute("update account set balance = balance - 10 where id = 1")
+            cursor.execute("update account set balance = balance + 10 where id = 2")
+
+    with pytest.raises(pymysql.err.OperationalError, match=r"SAVEPOINT .* does not exist"):
+        action(gid).call_sync(ours, transfer, commit=True)
+
+    with other.cursor() as cursor:
+        cursor.execute("select balance from account where id < 3")
+        assert cursor.fetchall() == ((100,), (100,))
+    assert ours.get_autocommit() is autocommit
+    assert action(gid).call_sync(ours, nothing, commit=True) is RUN
+    ours.close()
+    other.close()
+
+
 # -- SQLite's ways with transactions ---------------------------------------------------------
 
 
@@ -369,6 +454,28 @@ def test_sqlite_connections_of_the_newer_way(sqlite_url: str, gid: str) -> None:
     always.rollback()
     assert action(gid, "compensate").call_sync(always, nothing, commit=True) is RUN
     assert action(gid, "compensate").call_sync(each, nothing, commit=True) is DUPLICATE
+
+
+@pytest.mark.parametrize("level", [None, "DEFERRED"])
+async def test_cancelled_while_it_begins_it_leaves_no_transaction_open(
+    sqlite_url: str, gid: str, level: Literal["DEFERRED"] | None
+) -> None:
+    create_table_at(sqlite_url)
+    path = sqlite_url.removeprefix("sqlite:///")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin immediate")
+    async with aiosqlite.connect(path, timeout=support.LOCK_WAIT_S, isolation_level=level) as connection:
+        waiting = asyncio.create_task(action(gid).call(connection, nothing_async, commit=True))
+        while not connection._tx.empty():  # its thread has taken the `begin`, which waits for the other one
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        other.execute("commit")
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+        assert not connection.in_transaction
+        assert await action(gid).call(connection, nothing_async, commit=True) is RUN
+    other.close()
 
 
 def test_sqlite_connections_as_context_managers(sqlite_url: str, gid: str) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiosqlite
+import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 
-from txcoord_sdk.barrier import BranchBarrier, create_table_sync
+from sdk.tests.xa_support import over
+from txcoord_sdk.barrier import BranchBarrier, create_table_at, create_table_sync
 from txcoord_sdk.fastapi import query_prepared_router
 from txcoord_sdk.starlette import query_prepared_route
 
@@ -106,3 +112,55 @@ async def test_the_call_of_another_op_is_refused_and_leaves_nothing(app_on: Call
     assert (await ask(app, "g1", op="action")).status_code == 400
     commit(path, "g1")
     assert (await ask(app, "g1")).status_code == 200
+
+
+BUSY: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "PyMySQL": ("mysql", lambda url: create_engine(over(url, "pymysql"), pool_size=1)),
+    "aiomysql": ("mysql", lambda url: create_async_engine(over(url, "aiomysql"), poolclass=NullPool)),
+    "psycopg": ("postgres", lambda url: create_engine(over(url, "psycopg"), poolclass=NullPool)),
+    "asyncpg": ("postgres", lambda url: create_async_engine(over(url, "asyncpg"), poolclass=NullPool)),
+    "asyncpg, pool": ("postgres", lambda url: lambda: asyncpg.create_pool(url, min_size=1, max_size=1)),
+}
+
+
+@asynccontextmanager
+async def _lent(pools: Callable[[], Any]) -> Any:
+    async with pools() as pool, pool.acquire() as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("kind", BUSY)
+async def test_a_local_transaction_that_is_under_way_is_not_waited_for_long(
+    request: pytest.FixtureRequest, app_on: Callable[..., Any], kind: str
+) -> None:
+    database, make = BUSY[kind]
+    url = request.getfixturevalue(f"shared_{database}_url")
+    create_table_at(url)
+    made = make(url)
+    app = app_on(partial(_lent, made) if kind == "asyncpg, pool" else made)
+    gid = f"gid-{uuid4().hex}"
+
+    with create_engine(over(url, "pymysql" if database == "mysql" else "psycopg")).connect() as local:
+        BranchBarrier("msg", gid, "00", "msg").call_sync(local, lambda _: None)
+        under_way = await ask(app, gid)
+        local.commit()
+    done, never = await ask(app, gid), await ask(app, f"{gid}-2")
+
+    assert (under_way.status_code, under_way.json()["dtm_result"]) == (425, "ONGOING")
+    assert (done.status_code, never.status_code) == (200, 409)
+    if isinstance(made, Engine) and database == "mysql":
+        with made.connect() as connection:  # the same one, as its pool has no other
+            assert connection.scalar(text("select @@session.innodb_lock_wait_timeout")) > 1
+
+
+async def test_it_takes_none_of_the_loops_own_threads(app_on: Callable[..., Any], path: Path) -> None:
+    app = app_on(create_engine(f"sqlite:///{path}"))
+    commit(path, "g1")
+    leave = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(leave.wait)
+        try:
+            assert (await asyncio.wait_for(ask(app, "g1"), 30)).status_code == 200
+        finally:
+            leave.set()

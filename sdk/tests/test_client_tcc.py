@@ -164,6 +164,23 @@ def test_both_branches_are_registered_before_they_are_tried_and_then_submitted(
     assert (order.branch_id, order.json(), storage.branch_id, storage.json()) == ("01", {"order_id": 7}, "02", None)
 
 
+def test_participants_are_not_told_the_password_of_the_coordinator(served: tuple[ScriptedCoordinator, str]) -> None:
+    server, url = served
+    for path in ("/prepare", "/registerBranch", "/order/try", "/submit"):
+        server.answers(path, OK)
+    with Coordinator(url.replace("//", "//me:secret@")) as coordinator, coordinator.tcc() as tcc:
+        tcc.call(f"{url}/order/try", "", "", {})
+    prepare, _, tried, _ = server.requests
+
+    assert prepare.headers["authorization"].startswith("Basic ")
+    assert tried.query["dtm"] == f"{url}/api/dtmsvr"
+    assert "authorization" not in tried.headers
+    assert not any("secret" in word for word in (str(tried.query), str(tried.headers)))
+    # One of another SDK may tell it.
+    told = {**tried.query, "dtm": "http://me:secret@c/api/dtmsvr"}
+    assert "secret" not in repr(BranchContext.from_query(told))
+
+
 def test_an_exception_aborts_with_its_words_and_goes_on(server: ScriptedCoordinator, block: Block) -> None:
     server.answers("/prepare", OK)
     server.answers("/registerBranch", OK)

@@ -18,8 +18,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sdk.tests.grpc_support import SERVICE, call, handler_of, serving_async, serving_threads
+from sdk.tests.workflow_support import World
 from txcoord_sdk import AsyncCoordinator, Outcome, Status, TryFailedError
-from txcoord_sdk.barrier import BranchBarrier, create_table_sync
+from txcoord_sdk.barrier import BranchBarrier, Passage, create_table_sync
 from txcoord_sdk.grpc import (
     QUERY_PREPARED,
     RESUME_WORKFLOW,
@@ -33,7 +34,7 @@ from txcoord_sdk.grpc import (
     branch_context,
     branch_method,
 )
-from txcoord_sdk.workflow import AsyncWorkflows
+from txcoord_sdk.workflow import AsyncWorkflow, AsyncWorkflows
 
 OK, ABORTED, AGAIN = grpc.StatusCode.OK, grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION
 INTERNAL, INVALID, UNKNOWN = grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN
@@ -101,6 +102,37 @@ async def test_a_method_is_told_its_branch(served: Callable[[Behaviour], Any]) -
         answer = await deduct(target, **BRANCH, dtm="127.0.0.1:36790")
 
     assert answer == (OK, "", b"saga g1 01 action grpc://127.0.0.1:36790")
+
+
+@pytest.mark.parametrize("interceptors", [(), (AsyncBranchInterceptor(),)], ids=["alone", "interceptor"])
+async def test_a_method_that_asks_twice_has_one_barrier(interceptors: Any) -> None:
+    calls: list[Passage] = []
+
+    async def deduct(_request: bytes, context: Any) -> bytes:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            create_table_sync(connection)
+            for _ in range(2):
+                calls.append(branch_context(context).barrier.call_sync(connection, lambda _: None))
+        return b""
+
+    async with serving_async(handler_of({"Deduct": deduct}), interceptors=interceptors) as target:
+        for _ in range(2):
+            await call(target, f"{SERVICE}/Deduct", **BRANCH)
+    assert calls == [Passage.RUN] * 4
+
+
+async def test_a_method_of_a_thread_that_asks_twice_has_one_barrier_for_each_call() -> None:
+    asked: list[BranchContext] = []
+
+    def deduct(_request: bytes, context: Any) -> bytes:
+        asked.extend(branch_context(context) for _ in range(2))
+        return b""
+
+    async with serving_threads(handler_of({"Deduct": deduct})) as target:
+        for gid in ("g1", "g1", "g2"):
+            await call(target, f"{SERVICE}/Deduct", **{**BRANCH, "gid": gid})
+    assert [branch.gid for branch in asked] == ["g1"] * 4 + ["g2"] * 2
+    assert len({id(branch.barrier) for branch in asked}) == 3
 
 
 async def test_each_call_has_its_own_branch(served: Callable[[Behaviour], Any]) -> None:
@@ -358,3 +390,68 @@ async def test_async_workflows_need_a_server_of_asyncio() -> None:
         workflows = AsyncWorkflows(coordinator, resume_url=f"shop:9000/{RESUME_WORKFLOW}")
         with pytest.raises(TypeError, match=r"need a server of grpc\.aio"):
             add_workflows(grpc.server(ThreadPoolExecutor(1)), workflows)
+
+
+async def test_a_workflow_goes_on_when_the_coordinator_waits_no_longer() -> None:
+    world = World()
+    workflows = world.async_workflows()
+    begun, leave = asyncio.Event(), asyncio.Event()
+    runs: list[int] = []
+
+    async def pay(branch: BranchContext) -> None:
+        runs.append(1)
+        begun.set()
+        await leave.wait()
+
+    @workflows.workflow
+    async def buy(wf: AsyncWorkflow, given: None) -> None:
+        await wf.step(pay)
+
+    first = asyncio.create_task(buy.run(None, gid="g1"))
+    await begun.wait()
+    first.cancel()  # a process that dies
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    begun.clear()
+
+    async with serving_async(add=lambda server: add_workflows(server, workflows)) as target:
+
+        async def resume(timeout_s: float) -> grpc.StatusCode:
+            query, _ = world.request_to_resume("g1")
+            return (await call(target, RESUME_WORKFLOW, timeout_s=timeout_s, **query))[0]
+
+        assert await resume(0.2) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert begun.is_set()
+        assert await resume(10) is AGAIN
+        leave.set()
+        while await resume(10) is not OK:
+            await asyncio.sleep(0.01)
+    assert len(runs) == 2
+    assert world.stored["g1"].status is Status.SUCCEEDED
+
+
+async def test_a_participant_that_stops_breaks_off_what_it_has_resumed() -> None:
+    world = World()
+    workflows = world.async_workflows()
+    begun = asyncio.Event()
+
+    async def pay(branch: BranchContext) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    @workflows.workflow
+    async def buy(wf: AsyncWorkflow, given: None) -> None:
+        await wf.step(pay)
+
+    first = asyncio.create_task(buy.run(None, gid="g1"))
+    await begun.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    begun.clear()
+    resumed = asyncio.create_task(workflows.resume(*world.request_to_resume("g1")))
+    await begun.wait()
+    await workflows.close()
+
+    assert (await resumed).status == 425
+    assert world.reports == []

@@ -21,6 +21,9 @@ OK = Answer()
 BUSY = Answer(503, {"message": "busy"})
 
 
+_TAKEN = r"(?i)unique|duplicate"
+
+
 class Lost(Exception):
     pass
 
@@ -34,17 +37,29 @@ class Sender:
         self.owner = uuid4().hex
         self.gid = f"gid-{self.owner}"
 
-    async def send(self, caller: Caller, *, error: BaseException | None = None) -> str:
+    async def send(self, caller: Caller, *, error: BaseException | None = None, twice: bool = False) -> str:
+        """Register and send.
+
+        Args:
+            twice: have the work try it once more, and think nothing of it that it is registered already.
+        """
         sent = Message(self.gid)
         sent.step("http://gift/grant")
+        insert = "insert into purse (owner, balance) values (?, ?)"
 
         def blocking_work(_: Any) -> None:
-            caller.execute_now("insert into purse (owner, balance) values (?, ?)", self.owner, 1)
+            caller.execute_now(insert, self.owner, 1)
+            if twice:
+                with pytest.raises(Exception, match=_TAKEN):
+                    caller.execute_now(insert, self.owner, 1)
             if error is not None:
                 raise error
 
         async def work(_: Any) -> None:
-            await caller.execute("insert into purse (owner, balance) values (?, ?)", self.owner, 1)
+            await caller.execute(insert, self.owner, 1)
+            if twice:
+                with pytest.raises(Exception, match=_TAKEN):
+                    await caller.execute(insert, self.owner, 1)
             if error is not None:
                 raise error
 
@@ -137,7 +152,7 @@ async def test_a_commit_that_fails_wrote_nothing_and_the_check_back_says_so(
             raise Lost("the connection went away")
 
         driver = driver_of(connection, is_async=is_async)
-        monkeypatch.setattr(driver, "commit", commit)
+        monkeypatch.setattr(driver, "commit_own", commit)
         return driver
 
     with monkeypatch.context() as patched:
@@ -149,6 +164,18 @@ async def test_a_commit_that_fails_wrote_nothing_and_the_check_back_says_so(
     await caller.close()
     assert not await sender.is_registered()
     assert not await sender.check_back()
+
+
+async def test_a_message_is_sent_only_if_the_commit_was_one(server: ScriptedCoordinator, sender: Sender) -> None:
+    server.answers("/prepare", OK)
+    if sender.bench.database == "postgresql":  # rolls back, and calls it a success
+        with pytest.raises(Exception, match="aborted"):
+            await sender.send(await sender.bench.connect(), twice=True)
+        assert server.paths == ["/prepare"]
+    else:
+        server.answers("/submit", OK)
+        await sender.send(await sender.bench.connect(), twice=True)
+    assert await sender.is_registered() is await sender.check_back()
 
 
 async def test_a_check_back_that_comes_first_wins(server: ScriptedCoordinator, sender: Sender) -> None:

@@ -135,9 +135,9 @@ def test_what_is_recorded_can_be_read_by_people(world: World) -> None:
         buy.run(ORDER, gid="g1")
 
     assert [json.loads(branch.payload) for branch in world.stored["g1"].branches[1:]] == [
-        {"kind": "call", "name": "/deduct", "result": {"body": '{"left": 88}'}},
-        {"kind": "step", "name": "<lambda>", "result": "action"},
-        {"kind": "call", "name": "payment", "reason": "sold out"},
+        {"kind": "call", "name": "/deduct", "result": {"body": '{"left": 88}'}, "order": 1, "asked_after": ""},
+        {"kind": "step", "name": "<lambda>", "result": "action", "order": 2, "asked_after": "01"},
+        {"kind": "call", "name": "payment", "reason": "sold out", "order": 3, "asked_after": "02"},
     ]
 
 
@@ -945,6 +945,63 @@ def test_a_result_without_a_form_in_json_is_named(world: World) -> None:
         odd.run(None, gid="g1")
     with pytest.raises(TypeError, match="the input of workflow odd"):
         workflows.run("odd", object())
+
+
+def test_an_input_of_another_type_opens_nothing(world: World) -> None:
+    workflows = world.workflows()
+
+    @workflows.workflow
+    def buy(wf: Workflow, order: Order) -> int:
+        return order.quantity
+
+    wrong: Any = {"product": "seven", "quantity": 1}
+    with pytest.raises(ValueError, match=r"product") as caught:
+        buy.run(wrong, gid="g1")
+    assert caught.value.__notes__ == ["this is no input of workflow buy"]
+    assert world.stored == {}
+
+    buy.run(ORDER, gid="g1")
+    assert workflows.run("buy", gid="g1") == buy.run(wrong, gid="g1") == ORDER.quantity
+
+
+async def test_an_input_of_another_type_opens_nothing_for_asyncio(world: World) -> None:
+    @world.async_workflows().workflow
+    async def buy(wf: AsyncWorkflow, order: Order) -> int:
+        return order.quantity
+
+    wrong: Any = {"product": "seven", "quantity": 1}
+    with pytest.raises(ValueError, match=r"product"):
+        await buy.run(wrong, gid="g1")
+    assert world.stored == {}
+
+
+def test_bytes_are_what_they_are_declared_as(world: World) -> None:
+    workflows = world.workflows()
+
+    @workflows.workflow
+    def perhaps(wf: Workflow, given: bytes | None) -> bytes | None:
+        return given
+
+    @workflows.workflow
+    def undeclared(wf, given):  # type: ignore[no-untyped-def]
+        return given
+
+    @workflows.workflow
+    def wrong(wf: Workflow, given: Any) -> bytes:
+        result: Any = "text"
+        return result
+
+    assert [perhaps.run(given) for given in (b"1", b"\xff", None)] == [b"1", b"\xff", None]
+    with pytest.raises(TypeError, match="input of workflow undeclared is bytes: declare it as bytes"):
+        undeclared.run(b"1", gid="g1")
+    assert "g1" not in world.stored
+    with pytest.raises(TypeError, match="result of workflow wrong is declared as bytes, and is str"):
+        wrong.run(None)
+    with pytest.raises(TypeError, match="the input of workflow either cannot be read from JSON"):
+
+        @workflows.workflow
+        def either(wf: Workflow, given: bytes | str) -> None:
+            pass
 
 
 async def test_a_step_is_of_the_workflows_kind(world: World) -> None:

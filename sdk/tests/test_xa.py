@@ -14,7 +14,7 @@ import asyncpg
 import psycopg
 import pymysql
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -23,9 +23,10 @@ from sdk.tests.xa_support import WAYS, Ledger, Way, account, aiomysql_pool, over
 from txcoord.barrier.tables import Database
 from txcoord.errors import InvalidRequestError
 from txcoord.xa.xid import xid_of
+from txcoord_sdk import new_gid
 from txcoord_sdk.barrier import BarrierError, Passage
-from txcoord_sdk.branch import BranchFailed, BranchOngoing
-from txcoord_sdk.xa import XaError, XaKey, finish, finish_sync, prepare, prepare_sync
+from txcoord_sdk.branch import BranchContext, BranchFailed, BranchOngoing
+from txcoord_sdk.xa import XaError, XaKey, finish, finish_sync, prepare, prepare_sync, take_part_sync
 from txcoord_sdk.xa.dialects import why_too_old
 
 BLOCKING = ("PyMySQL", "SQLAlchemy, PyMySQL", "SQLAlchemy, PyMySQL, no pool", "psycopg", "SQLAlchemy, psycopg")
@@ -115,6 +116,15 @@ async def test_connections_can_be_used_again(way: Way, ledger: Ledger) -> None:
 
 
 # -- what fails --------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_a_connection_of_a_pool_gets_one(way: Way, ledger: Ledger) -> None:
+    keys = [XaKey(gid=new_gid(), branch_id="01") for _ in range(4)]  # more than the pools here have
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(way.prepare(key, key.gid) for key in keys))
+        await asyncio.gather(*(way.finish(key, "commit") for key in keys))
+    assert all(ledger.has(key.gid) for key in keys)
 
 
 async def test_work_that_raises_leaves_nothing(way: Way, ledger: Ledger, key: XaKey) -> None:
@@ -487,3 +497,48 @@ def test_a_missing_barrier_table_is_named(make_database: Callable[[str], str], k
         finish_sync(lambda: psycopg.connect(url), key, "rollback")
 
     assert any("txcoord-barrier create URL" in note for note in caught.value.__notes__)
+
+
+# -- a barrier within the work -------------------------------------------------------------
+
+
+class Registry:
+    """Where a branch registers, and is taken as it is."""
+
+    def register_xa_branch(self, branch: BranchContext) -> None:
+        pass
+
+
+def branch_of(key: XaKey, op: str) -> BranchContext:
+    query = {"gid": key.gid, "branch_id": key.branch_id, "trans_type": "xa", "op": op, "phase2_url": "http://bank/end"}
+    return BranchContext.from_query(query)
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"])
+def test_a_barrier_within_the_work_is_not_that_of_xa(request: pytest.FixtureRequest, key: XaKey, kind: str) -> None:
+    ledger = Ledger(request.getfixturevalue(f"shared_{kind}_url"))
+    engine = create_engine(over(ledger.url, "pymysql" if kind == "mysql" else "psycopg"))
+    registry: Any = Registry()
+    passages: list[Passage] = []
+
+    def write(connection: Connection) -> None:
+        connection.execute(text("insert into entry values (:name)"), {"name": f"{key.gid}-{len(passages)}"})
+
+    for _ in range(2):  # the second delivery finds what is prepared
+        branch = branch_of(key, "action")
+
+        def work(connection: Connection, branch: BranchContext = branch) -> None:
+            passages.append(branch.barrier.call_sync(connection, write))
+
+        take_part_sync(branch, engine, work, coordinator=registry)
+    take_part_sync(branch_of(key, "commit"), engine, lambda _: None, coordinator=registry)
+
+    assert passages == [RUN]
+    assert ledger.has(f"{key.gid}-0")
+
+    late = branch_of(XaKey(gid=f"{key.gid}-late", branch_id="01"), "action")
+    with engine.begin() as connection:
+        late.barrier.call_sync(connection, lambda _: None)
+    with pytest.raises(XaError, match="called before take_part"):
+        take_part_sync(late, engine, lambda _: None, coordinator=registry)
+    engine.dispose()

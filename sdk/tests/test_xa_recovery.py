@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import aiomysql
 import asyncpg
+import psycopg
 import pytest
 
 from sdk.tests.client_support import Answer, ScriptedCoordinator, scripted_coordinator
 from sdk.tests.xa_support import Ledger, account
 from txcoord_sdk import AsyncCoordinator, Coordinator, CoordinatorUnreachableError
-from txcoord_sdk.xa import Fate, Leftover, XaError, XaKey, prepare_sync, recover, recover_sync
+from txcoord_sdk.xa import Fate, Leftover, XaError, XaKey, prepare_sync, recover, recover_sync, recovery
 from txcoord_sdk.xa.cli import main
 
 NOTHING = Answer(200, {"transaction": None, "branches": None})
@@ -304,3 +306,28 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_source_of_the_sweeper_has_to_be_a_server(served: tuple[ScriptedCoordinator, str]) -> None:
     with Coordinator(served[1]) as client, pytest.raises(XaError):
         recover_sync(None, client)
+
+
+@pytest.mark.parametrize("ending", [LookupError, asyncio.CancelledError])
+async def test_a_look_that_is_broken_off_leaves_no_connection_that_commits_each_statement(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException]
+) -> None:
+    async def broken_off(*_: object) -> None:
+        raise ending
+
+    for name in ("_ours_in_mysql", "_ours_in_postgresql"):
+        monkeypatch.setattr(recovery, name, broken_off)
+    lent: Any
+    if ledger.is_mysql:
+        lent = await aiomysql.connect(**account(ledger.url), db=ledger.name)
+    else:
+        lent = await psycopg.AsyncConnection.connect(ledger.url)
+
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[Any]:
+        yield lent
+
+    async with AsyncCoordinator() as coordinator:
+        with pytest.raises(ending):
+            await recover(lend, coordinator)
+    assert lent.closed

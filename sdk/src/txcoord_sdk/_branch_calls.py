@@ -13,6 +13,7 @@ from txcoord.grpc_call import as_ascii, metadata_of
 from txcoord.model import Outcome
 from txcoord.outcome import understand, understand_grpc
 from txcoord.protocol import API_BASE, COORDINATOR_PARAMETER, METADATA_PREFIX, PHASE2_PARAMETER
+from txcoord.request import without_credentials
 from txcoord_sdk._calls import AnyReply, Call, GrpcAnswer, GrpcCall, HttpAnswer, HttpCall, NoAnswer
 from txcoord_sdk._checks import is_grpc_url
 from txcoord_sdk._exchange import text_of
@@ -34,7 +35,8 @@ def branch_call(
     """Write the call of a branch operation, over HTTP or gRPC as its URL says.
 
     Args:
-        coordinator: where branches within the branch are registered, as a coordinator client has it.
+        coordinator: where branches within the branch are registered, as a coordinator client has it; what it has of
+            user and password is left out.
         phase2_url: of the action of an xa: what it is to register for commit and rollback.
 
     Raises:
@@ -61,6 +63,8 @@ def branch_call(
 
 
 def _for_participants(coordinator: str, *, over_grpc: bool) -> str:
+    # Participants keep what they are asked for in their logs, and may be others' than the coordinator's users.
+    coordinator = without_credentials(coordinator)
     if coordinator.startswith("http"):
         return f"{coordinator}{API_BASE}"
     # Over gRPC DTM's clients pass host and port, and would not know the scheme.

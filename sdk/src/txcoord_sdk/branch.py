@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote, unquote
 
@@ -46,9 +46,9 @@ class BranchContext:
     op: str
     barrier: BranchBarrier
     """Made for this request: its calls are numbered from 01."""
-    coordinator_url: str = ""
+    coordinator_url: str = field(default="", repr=False)
     """Where branches within this branch are registered, as the caller says; given to the try of a tcc
-    and the action of an xa."""
+    and the action of an xa. Clients of the SDK leave out user and password; others may not."""
     phase2_url: str = ""
     """Of the action of an xa: what it registers, to be called for commit or rollback."""
     redis_key: str = ""

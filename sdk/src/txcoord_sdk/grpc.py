@@ -75,6 +75,8 @@ _CODES = {
 }
 
 _current: ContextVar[BranchContext] = ContextVar("txcoord_sdk.grpc.branch")
+_read: ContextVar[tuple[ServicerContext, str | None, BranchContext]] = ContextVar("txcoord_sdk.grpc.read")
+"""What was read last, with the method's context that it was read from. A thread keeps it longer than its call."""
 
 
 class _NotABranchError(InvalidRequestError):
@@ -83,6 +85,9 @@ class _NotABranchError(InvalidRequestError):
 
 def branch_context(context: ServicerContext | None = None, *, table: str | None = None) -> BranchContext:
     """Return the branch operation of the call that is being answered, with its barrier.
+
+    It is the same one each time, so that the barrier's calls are counted. (Not in several tasks or threads that a
+    method has started: call it first, and hand it to them.)
 
     Args:
         context: the method's own; only needed where no interceptor of this module is at work.
@@ -93,7 +98,12 @@ def branch_context(context: ServicerContext | None = None, *, table: str | None 
             INVALID_ARGUMENT and the sentence, which says what the metadata lacks.
     """
     if context is not None:
-        return BranchContext.from_metadata(context.invocation_metadata() or (), table=table)
+        known = _read.get(None)
+        if known is not None and known[0] is context and table in (None, known[1]):
+            return known[2]
+        branch = BranchContext.from_metadata(context.invocation_metadata() or (), table=table)
+        _read.set((context, table, branch))
+        return branch
     found = _current.get(None)
     if found is None:
         raise _NotABranchError(

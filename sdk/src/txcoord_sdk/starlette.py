@@ -77,7 +77,8 @@ def query_prepared_route(source: Source, *, path: str = "/query-prepared", table
     """Make the check-back endpoint of a service that sends messages with `do_and_submit`.
 
     It tells the coordinator whether the local transaction has committed: by its barrier's row, which
-    it waits for while the transaction is under way, and whose place it takes if there is none.
+    it waits for, a second at most, while the transaction is under way ("ongoing"), and whose place it takes if there
+    is none.
 
         app = Starlette(routes=[query_prepared_route(engine)])
 

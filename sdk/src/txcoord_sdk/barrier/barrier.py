@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable, iscoroutine
 from itertools import count
 from types import TracebackType
@@ -12,7 +13,7 @@ from uuid import uuid4
 
 from txcoord.barrier import rule
 from txcoord.barrier.rule import BarrierCall, Found, Passage, Row
-from txcoord.barrier.tables import find_values, insert_values, statements, table_name
+from txcoord.barrier.tables import Database, find_values, insert_values, statements, table_name
 from txcoord.protocol import CHECK_BACK_BRANCH
 from txcoord_sdk._checks import Duration
 from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
@@ -51,9 +52,16 @@ class BranchBarrier:
         self.op = rule.check("op", op)
         self._table = table
         self._numbers = count(1)
+        self._is_first_reserved = False
 
     def __repr__(self) -> str:
         return f"BranchBarrier({self.trans_type!r}, {self.gid!r}, {self.branch_id!r}, {self.op!r})"
+
+    def reserve_first(self) -> bool:
+        """Keep the number 01 for a row that XA writes itself; say whether it was free. For the SDK itself."""
+        if not self._is_first_reserved:
+            self._is_first_reserved = next(self._numbers) == 1
+        return self._is_first_reserved
 
     async def call(
         self,
@@ -69,7 +77,8 @@ class BranchBarrier:
         all: pass the connection or session that `work` uses, and commit it yourself,
         whatever the answer, before you answer the coordinator. Or ask for `commit`:
         the connection's transaction is then committed here, or rolled back if
-        anything raises.
+        anything raises. Where the database has ended or broken the transaction within
+        `work`, the call raises, even if `work` has caught that.
 
         `work` is left out, and the call still succeeds, when the operation has run
         before (duplicate), when it compensates something that never ran (empty
@@ -243,9 +252,9 @@ class BranchBarrier:
             barrier_id=barrier_id,
         )
 
-    async def _query_prepared(self, driver: Driver) -> bool:
+    async def _query_prepared(self, driver: Driver, *, lock_wait_s: int | None = None) -> bool:
         call = self._call(rule.CHECK_BACK_BARRIER_ID, branch_id=CHECK_BACK_BRANCH)
-        return await _Scope(driver, call, table=self._table, commit=True).check_back()
+        return await _Scope(driver, call, table=self._table, commit=True).check_back(lock_wait_s)
 
 
 class Guard:
@@ -281,10 +290,9 @@ class SyncGuard:
 class _Scope:
     """One call on one connection, from its first statement to its last.
 
-    Rows and work are one piece: up to the end of the transaction if that is ours, else after a
-    savepoint in the caller's. Without the savepoint, a caller who catches what `work` raised
+    Rows and work are one piece, after a savepoint. Without it, a caller who catches what `work` raised
     and commits would leave rows that say it ran, and the compensation would take back what
-    was never done.
+    was never done; and in a transaction that is ours, nobody would notice that it was lost meanwhile.
     """
 
     def __init__(self, driver: Driver, call: BarrierCall, *, table: str | None, commit: bool) -> None:
@@ -294,11 +302,15 @@ class _Scope:
         self._commit = commit
 
     async def enter(self) -> Passage:
-        await self._open()
+        standing = await self._checked()
         try:
+            await (self._driver.begin_own(standing) if self._commit else self._driver.savepoint())
             passage = await self._pass()
+        except NoTransactionError:
+            raise  # nothing was sent
         except BaseException as error:
-            await self.leave(error)
+            # Also if it was cancelled while it began: the database may do it all the same.
+            await self._take_back(error)
             raise
         _log(self._call, passage)
         return passage
@@ -308,10 +320,11 @@ class _Scope:
         if error is not None:
             return await self._take_back(error)
         try:
-            await (self._driver.commit() if self._commit else self._driver.release())
+            await (self._driver.commit_own() if self._commit else self._driver.release())
         except BaseException as failure:
             failure.add_note(
-                f"{self._words()}: could not be ended. Work must not commit or roll back by itself; "
+                f"{self._words()}: could not be ended. Work must not commit or roll back by itself, nor go on after "
+                "a deadlock, or in PostgreSQL after an error of the database, unless in a savepoint of its own; "
                 "and what it added to a session is written only now."
             )
             await self._take_back(failure)
@@ -319,24 +332,50 @@ class _Scope:
 
     async def _take_back(self, error: BaseException) -> None:
         try:
-            await (self._driver.rollback() if self._commit else self._driver.undo())
+            await (self._driver.rollback_own() if self._commit else self._driver.undo())
         except Exception as failure:  # noqa: BLE001 (what went wrong first matters more)
             # The connection is gone, or a deadlock has rolled everything back already.
             error.add_note(f"{self._words()}: taking it back failed too ({failure!r}): roll the transaction back.")
 
-    async def check_back(self) -> bool:
-        await self._open()
+    async def check_back(self, lock_wait_s: int | None) -> bool:
+        standing = await self._checked()
         try:
+            if standing is Standing.NONE:
+                await self._driver.begin()
             row = self._call.check_back
-            await self._insert(row)
-            committed = rule.has_committed(await self._find(row))
+            async with self._waiting_at_most(lock_wait_s):
+                await self._insert(row)
+                committed = rule.has_committed(await self._find(row))
+            await self._driver.commit()
+        except NoTransactionError:
+            raise  # nothing was sent
         except BaseException as error:
-            await self.leave(error)
+            await self._take_back(error)
             raise
-        await self.leave(None)
         return committed
 
-    async def _open(self) -> None:
+    @asynccontextmanager
+    async def _waiting_at_most(self, lock_wait_s: int | None) -> AsyncIterator[None]:
+        """Limit how long a statement waits for a lock; in SQLite that stays as it is set."""
+        database = self._driver.database if lock_wait_s is not None else None
+        if database is Database.POSTGRESQL:
+            await self._driver.execute(f"set local lock_timeout = '{lock_wait_s}s'")
+        if database is not Database.MYSQL:
+            yield
+            return
+        await self._driver.execute(
+            f"set @txcoord_lock_wait = @@session.innodb_lock_wait_timeout, innodb_lock_wait_timeout = {lock_wait_s}"
+        )
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):  # what went wrong first matters more
+                await self._driver.execute(_OLD_LOCK_WAIT)
+            raise
+        await self._driver.execute(_OLD_LOCK_WAIT)
+
+    async def _checked(self) -> Standing:
+        """Say how the connection stands, and refuse what cannot work. Sends nothing."""
         standing = await self._driver.standing()
         # Before a statement is sent: a wrong name is not the database's error.
         table_name(self._driver.database, self._table)
@@ -345,10 +384,7 @@ class _Scope:
                 f"{self._words()}: the connection commits each statement by itself, so barrier and work would not "
                 "commit together: open a transaction first, or pass commit=True"
             )
-        if not self._commit:
-            await self._driver.savepoint()
-        elif standing is Standing.NONE:
-            await self._driver.begin()
+        return standing
 
     async def _pass(self) -> Passage:
         call = self._call
@@ -385,6 +421,9 @@ class _Scope:
 
     def _words(self) -> str:
         return _words(self._call)
+
+
+_OLD_LOCK_WAIT = "set innodb_lock_wait_timeout = @txcoord_lock_wait"
 
 
 def _log(call: BarrierCall, passage: Passage) -> None:

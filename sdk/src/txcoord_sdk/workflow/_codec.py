@@ -49,9 +49,21 @@ def decode(data: bytes, kind: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
-def encode_whole(value: object, *, what: str) -> bytes:
-    """Write an input or a result of a workflow: bytes are themselves, anything else is JSON."""
-    return value if isinstance(value, bytes) else encode(value, what=what)
+def encode_whole(value: object, kind: Any, *, what: str) -> bytes:
+    """Write an input or a result of a workflow: what is declared as `bytes` is itself, anything else is JSON.
+
+    The declaration decides, not the value: it is all that there is when it is read.
+
+    Raises:
+        TypeError: it has no form in JSON, or could not be read as what it is; the sentence names `what`.
+    """
+    if kind is bytes:
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
+        raise TypeError(f"{what} is declared as bytes, and is {type(value).__name__}")
+    if kind is Any and isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{what} is {type(value).__name__}: declare it as bytes, else it could not be told from JSON")
+    return encode(value, what=what)
 
 
 def decode_whole(data: bytes, kind: Any) -> Any:
@@ -59,6 +71,18 @@ def decode_whole(data: bytes, kind: Any) -> Any:
     if kind is bytes:
         return data
     return decode(data or b"null", kind)
+
+
+def check_readable(kind: Any, *, what: str) -> None:
+    """Refuse a type of which nothing could be read back.
+
+    Raises:
+        TypeError: it is one; the sentence names `what`.
+    """
+    try:
+        msgspec.json.Decoder(kind, dec_hook=_revive)
+    except TypeError as error:
+        raise TypeError(f"{what} cannot be read from JSON: {error}") from error
 
 
 def result_type(function: Callable[..., object]) -> Any:

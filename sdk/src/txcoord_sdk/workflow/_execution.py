@@ -8,6 +8,7 @@ The rules that make it safe to break off anywhere and start from the beginning a
 - The function ends before anything is committed or rolled back, and so do all of its steps. Commits and rollbacks
   are recorded like steps. The end is reported last: as long as it is not, everything before can be repeated.
 - What is recorded and what the function asks for must fit: else it would go on with another step's result.
+- Results reach the function in the same order in every execution; see `_deliveries`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from txcoord_sdk._rules import MAX_REASON, Rules
 from txcoord_sdk.branch import BranchFailed, BranchOngoing
 from txcoord_sdk.errors import TxcoordSdkError
 from txcoord_sdk.results import StoredResult, WorkflowAnswer
+from txcoord_sdk.workflow._deliveries import Deliveries, NotAskedFor
 from txcoord_sdk.workflow._works import NOTHING, Record, Unanswered, Work
 from txcoord_sdk.workflow.errors import StepFailed, WorkflowChangedError, WorkflowInterruptedError
 
@@ -60,7 +62,9 @@ class BranchState:
         self.rollback_if_failed = rollback_if_failed
         self.always_settled = False
         """Whether what its step may have left is rolled back even if the step was refused and the workflow succeeds."""
-        self.is_begun = False
+        self.is_begun = self.is_dropped = False
+        self.asked_after: str = ""
+        """The branch whose result the function had received last when it asked for this one's."""
         self.has_failed = False
 
     def name_of(self, work: Work[Any]) -> str:
@@ -91,8 +95,9 @@ class Execution:
         self._carry = carry
         self._stored = {(result.branch_id, result.op): result for result in found.results}
         self._branches: dict[str, BranchState] = {}
+        self._deliveries = self._deliveries_of(found)
         self._broken: BaseException | None = None
-        self._is_over = False
+        self._has_returned = self._is_late = self._is_over = False
         self._steps: set[asyncio.Task[Any]] = set()
         self._lock = Lock()
         self._running = 0
@@ -100,17 +105,22 @@ class Execution:
     # -- branches and their operations ---------------------------------------------------
 
     def add_branch(self, branch_id: str, *, name: str | None, rollback_if_failed: bool) -> BranchState:
-        if self._is_over:
-            raise self._over()
+        self._check_within()
         branch = BranchState(branch_id, name=name, rollback_if_failed=rollback_if_failed)
         self._branches[branch_id] = branch
         return branch
 
     async def act(self, branch: BranchState, work: Work[T]) -> T:
         """Take a branch's step, or return what is recorded of it."""
-        if self._is_over:
-            raise self._over()
+        self._check_within()
         branch.is_begun = True
+        branch.asked_after = self._deliveries.ask(branch.id)
+        try:
+            return await self._acted(branch, work)
+        finally:
+            self._deliveries.receive(branch.id)
+
+    async def _acted(self, branch: BranchState, work: Work[T]) -> T:
         if not self.is_async:
             with self._lock:
                 self._running += 1
@@ -124,10 +134,19 @@ class Execution:
         # that siblings that are started together are asked for together in every execution.
         step = asyncio.create_task(self._act(branch, work))
         self._steps.add(step)
-        step.add_done_callback(self._steps.discard)
+        step.add_done_callback(self._ended)
         return await asyncio.shield(step)
 
+    def _ended(self, step: asyncio.Task[Any]) -> None:
+        self._steps.discard(step)
+        if not step.cancelled():
+            step.exception()  # if nobody waits for it any more, that is no fault
+
     async def _act(self, branch: BranchState, work: Work[T]) -> T:
+        self._check_going()
+        if not await self._deliveries.may_begin(branch.id, branch.asked_after):
+            branch.is_dropped = True
+            raise self._late()
         self._check_going()
         try:
             record = await self._once(branch, Op.ACTION, work)
@@ -135,7 +154,7 @@ class Execution:
             branch.has_failed = True
             raise StepFailed(self.gid, branch.id, branch.name_of(work), str(refusal)) from refusal
         except BaseException as error:
-            self._broken = self._broken or error
+            self._break(error)
             raise
         return self._read(branch, Op.ACTION, work, record.result)
 
@@ -147,6 +166,10 @@ class Execution:
         """
         record = self._recorded(branch, op, work)
         if record is not None:
+            if op is Op.ACTION:
+                await self._delivered(branch)
+            if self._stored[branch.id, op].status is OpStatus.FAILED:
+                raise BranchFailed(record.reason)
             return record
         turn = _Turn(self, branch, op, work)
         try:
@@ -156,22 +179,36 @@ class Execution:
                 raise self._interrupted(
                     f"{op} of {branch.id} ({work.name}) was refused, which it cannot be: {refusal}"
                 ) from refusal
-            reason = clean(str(refusal), MAX_REASON)
-            await self.report(branch.id, op, OpStatus.FAILED, turn.record_of(NOTHING, reason))
+            record = turn.record_of(NOTHING, clean(str(refusal), MAX_REASON))
+            await self._report_step(branch, OpStatus.FAILED, record)
             raise
         except (BranchOngoing, Unanswered) as wait:
             outcome = wait.outcome if isinstance(wait, Unanswered) else Outcome.ONGOING
             reason = f"{op} of {branch.id} ({work.name}) had the outcome {outcome}: {wait}"
             raise self._interrupted(reason, outcome) from wait
-        await self.report(branch.id, op, OpStatus.SUCCEEDED, record)
+        if op is Op.ACTION:
+            await self._report_step(branch, OpStatus.SUCCEEDED, record)
+        else:
+            await self.report(branch.id, op, OpStatus.SUCCEEDED, record)
         return record
 
-    def _recorded(self, branch: BranchState, op: Op, work: Work[Any]) -> Record | None:
-        """Return what is recorded of an operation; None if nothing is.
+    async def _report_step(self, branch: BranchState, status: OpStatus, record: Record) -> None:
+        record = self._deliveries.stamp(branch.id, record)
+        await self.report(branch.id, Op.ACTION, status, record)
+        self._deliveries.stored(record)
+        await self._delivered(branch)
 
-        Raises:
-            BranchFailed: it was refused.
-        """
+    async def _delivered(self, branch: BranchState) -> None:
+        """Return when it is the turn of a step's result to reach the function."""
+        try:
+            await self._deliveries.turn(branch.id)
+        except NotAskedFor as missing:
+            raise self._changed(
+                f"step {missing.branch_id} is recorded, and was not asked for where it was before", missing.branch_id
+            ) from None
+
+    def _recorded(self, branch: BranchState, op: Op, work: Work[Any]) -> Record | None:
+        """Return what is recorded of an operation; None if nothing is."""
         stored = self._stored.get((branch.id, op))
         known = stored or (self._stored.get((branch.id, Op.BUSINESS)) if op is Op.ACTION else None)
         if known is None:
@@ -183,20 +220,17 @@ class Execution:
                 f"{op} of {branch.id} is recorded as {record.kind} {record.name!r}, and is now {asked[0]} {asked[1]!r}",
                 branch.id,
             )
-        if stored is None:
-            return None
-        if stored.status is OpStatus.FAILED:
-            raise BranchFailed(record.reason)
-        return record
+        return None if stored is None else record
 
     def _read(self, branch: BranchState, op: Op, work: Work[T], result: Raw) -> T:
         try:
             return work.read(branch.id, result)
         except ValueError as error:
-            self._broken = self._changed(
+            changed = self._changed(
                 f"the result recorded of {branch.id} ({branch.name_of(work)}) cannot be read: {error}", branch.id
             )
-            raise self._broken from error
+            self._break(changed)
+            raise changed from error
 
     def _read_record(self, stored: StoredResult) -> Record:
         try:
@@ -205,6 +239,15 @@ class Execution:
             raise self._changed(
                 f"{stored.op} of {stored.branch_id} was not recorded by this SDK: {error}", stored.branch_id
             ) from error
+
+    def _deliveries_of(self, found: WorkflowAnswer) -> Deliveries:
+        results = [result for result in found.results if result.op == Op.ACTION]
+        others = [result for result in found.results if result.op == Op.BUSINESS]
+        return Deliveries(
+            [(result.branch_id, self._read_record(result)) for result in results],
+            [(result.branch_id, self._read_record(result)) for result in others],
+            is_async=self.is_async,
+        )
 
     def recorded(self, branch_id: str, op: str) -> Record | None:
         stored = self._stored.get((branch_id, op))
@@ -251,7 +294,12 @@ class Execution:
         result = b""
         try:
             try:
-                result = await function()
+                try:
+                    result = await function()
+                finally:
+                    # What goes on beside it, such as the siblings of a step that was refused, takes no more steps.
+                    self._has_returned = True
+                    self._deliveries.close()
             except Exception as error:
                 await self._finish_steps()
                 refusal = _refusal_in(error)
@@ -260,6 +308,7 @@ class Execution:
             else:
                 self._check_awaited()
                 await self._finish_steps()
+                self._check_not_late()
         except BaseException:
             await self._drop_steps()
             raise
@@ -277,15 +326,20 @@ class Execution:
         """Wait for steps that the function does not wait for any more: their effect is to be known."""
         while self._steps:
             await asyncio.wait(self._steps)
-        if self._running and self._broken is None:
-            self._broken = self._interrupted("a step is still under way in another thread: wait for it in the function")
+        if self._running:
+            self._break(self._interrupted("a step is still under way in another thread: wait for it in the function"))
 
     def _check_awaited(self) -> None:
         """Notice a forgotten `await`, which would let a workflow succeed without one of its steps."""
         for branch in self._branches.values():
-            if branch.action is not None and not branch.is_begun and self._broken is None:
+            if branch.action is not None and not branch.is_begun:
                 step = f"step {branch.id} ({branch.name_of(branch.action)})"
-                self._broken = self._interrupted(f"{step} was not awaited: each has to be, within the function")
+                self._break(self._interrupted(f"{step} was not awaited: each has to be, within the function"))
+
+    def _check_not_late(self) -> None:
+        """Notice a sequence of steps that the function has left behind, which is the same."""
+        if self._is_late:
+            self._break(self._interrupted("a step was asked for after the function had returned: wait for it in there"))
 
     async def _drop_steps(self) -> None:
         self._is_over = True
@@ -301,6 +355,8 @@ class Execution:
             # A slower execution of the same may still prepare what was refused here.
             own = Op.ROLLBACK if branch.has_failed and branch.always_settled else op
             work = branch.endings.get(own)
+            if branch.action is not None and (branch.is_dropped or not branch.is_begun):
+                continue  # who was to take its step was cancelled before
             if work is not None and (not branch.has_failed or (own is Op.ROLLBACK and branch.rollback_if_failed)):
                 await self._once(branch, own, work)
 
@@ -321,11 +377,21 @@ class Execution:
 
     # -- what may be wrong ---------------------------------------------------------------
 
+    def _break(self, error: BaseException) -> None:
+        """Note why it cannot go on; the first reason counts."""
+        self._broken = self._broken or error
+        self._deliveries.release()
+
+    def _check_within(self) -> None:
+        if self._has_returned or self._is_over:
+            raise self._late()
+
     def _check_going(self) -> None:
         if self._broken is not None:
             raise self._interrupted(f"it has stopped before: {_one_line(self._broken)}") from self._broken
 
-    def _over(self) -> ValueError:
+    def _late(self) -> ValueError:
+        self._is_late = self._is_late or self._has_returned
         return ValueError(f"workflow {self.gid} is over: its steps are taken within its function")
 
     def _interrupted(self, reason: str, outcome: Outcome = Outcome.UNKNOWN) -> WorkflowInterruptedError:
@@ -392,7 +458,8 @@ class _Turn:
 
     def record_of(self, result: Raw, reason: str = "") -> Record:
         name = self.branch.name_of(self.work) if self.at is Op.ACTION else self.work.name
-        return Record(kind=self.work.kind, name=name, result=result, reason=reason)
+        asked_after = self.branch.asked_after if self.at is Op.ACTION else None
+        return Record(kind=self.work.kind, name=name, result=result, reason=reason, asked_after=asked_after)
 
 
 class Numbers:

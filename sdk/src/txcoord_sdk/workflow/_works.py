@@ -36,6 +36,13 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     result: Raw = NOTHING
     reason: str = ""
     """Why it failed."""
+    # The rest is of a step, and says when it was: see `_deliveries`.
+    order: int = 0
+    """Its place among the results of steps, from 1."""
+    asked_after: str | None = None
+    """The branch whose result the function had received last when it asked for this one; empty if it was the first."""
+    beside: Mapping[str, str] = {}
+    """Branch → the same, of steps that were under way."""
 
 
 class Unanswered(Exception):

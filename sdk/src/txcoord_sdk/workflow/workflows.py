@@ -78,6 +78,23 @@ class Registered:
         self.timeout_s = timeout_s
         self.input_type = _codec.input_type(function)
         self.result_type = _codec.result_type(function)
+        _codec.check_readable(self.input_type, what=f"the input of workflow {name}")
+        _codec.check_readable(self.result_type, what=f"the result of workflow {name}")
+
+    def write(self, given: object) -> bytes:
+        return _codec.encode_whole(given, self.input_type, what=f"the input of workflow {self.name}")
+
+    def read(self, data: bytes) -> Any:
+        """Return an input from what is stored of it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            return _codec.decode_whole(data, self.input_type)
+        except ValueError as error:
+            error.add_note(f"this is no input of workflow {self.name}")
+            raise
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -153,6 +170,17 @@ class _AnyWorkflows(ABC):
     # -- run -----------------------------------------------------------------------------
 
     async def _run_once(self, registered: Registered, gid: str, data: bytes) -> _Ended:
+        try:
+            registered.read(data)
+        except ValueError:
+            # Opened with it, it would be resumed for ever. But of one that is known another input counts, or its end.
+            try:
+                found = await self._carry(self._rules.find_workflow(gid))
+            except TransactionNotFoundError:
+                found = None
+            if found is None:
+                raise
+            return await self._go_on(registered, gid, found, data)
         body: dict[str, object] = {
             "gid": gid,
             "trans_type": Pattern.WORKFLOW,
@@ -162,7 +190,7 @@ class _AnyWorkflows(ABC):
         }
         if protocol := protocol_for(None, (self._resume_url,)):
             body["protocol"] = protocol
-        found: WorkflowAnswer = await self._carry(self._rules.open_workflow(gid, body))
+        found = await self._carry(self._rules.open_workflow(gid, body))
         return await self._go_on(registered, gid, found, data)
 
     async def _go_on(self, registered: Registered, gid: str, found: WorkflowAnswer, data: bytes) -> _Ended:
@@ -187,9 +215,10 @@ class _AnyWorkflows(ABC):
         wf = self._workflow_type(execution, registered.name, Numbers())
 
         async def function() -> bytes:
-            given = _codec.decode_whole(data if stored is None else stored, registered.input_type)
+            given = registered.read(data if stored is None else stored)
             value = await called(registered.function, wf, given, is_async=self._is_async)
-            return _codec.encode_whole(value, what=f"the result of workflow {registered.name}")
+            what = f"the result of workflow {registered.name}"
+            return _codec.encode_whole(value, registered.result_type, what=what)
 
         try:
             return _Ended(await execution.run(function))
@@ -345,6 +374,7 @@ class AsyncWorkflows(_AnyWorkflows):
     def __init__(self, coordinator: AsyncCoordinator, *, resume_url: str, table: str | None = None) -> None:
         super().__init__(coordinator._rules, coordinator._drive, resume_url, table=table)
         self._running: dict[str, _Running[asyncio.Future[_Ended]]] = {}
+        self._resumes: set[asyncio.Task[Answer]] = set()
 
     @overload
     def workflow(self, function: AsyncFunction[In, Out], /) -> AsyncWorkflowFunction[In, Out]: ...
@@ -411,6 +441,7 @@ class AsyncWorkflows(_AnyWorkflows):
             WorkflowChangedError: what is recorded does not fit the function.
             RequestRefusedError: the coordinator does not take it; or the gid is another transaction's.
             LookupError: no workflow has this name.
+            ValueError, TypeError: the input is not of the type that the function declares; nothing was opened.
             Exception: what the function raised, unless it is a refusal. The workflow is resumed later: a fault
                 does not undo what was done.
         """
@@ -421,14 +452,16 @@ class AsyncWorkflows(_AnyWorkflows):
             _check_name(gid, name, under_way.name, None)
             ended = await asyncio.shield(under_way.future)
         else:
-            data = _codec.encode_whole(given, what=f"the input of workflow {name}")
-            ended = await self._alone(gid, name, self._run_once(registered, gid, data))
+            data = registered.write(given)
+            own = self._claim(gid, name)
+            ended = await self._alone(gid, own, lambda: self._run_once(registered, gid, data))
         return self._result(registered, gid, ended)
 
     async def resume(self, query: Mapping[str, str], body: bytes = b"") -> Answer:
         """Answer the coordinator's request to go on with a workflow: with its end, or that it is not ended.
 
-        For a resume endpoint of your own; see `txcoord_sdk.fastapi.workflow_router`.
+        For a resume endpoint of your own; see `txcoord_sdk.fastapi.workflow_router`. The workflow goes on, until
+        `close`, also if this is cancelled: a server of gRPC does that when the coordinator waits no longer.
         """
         request = self._read_request(query)
         if isinstance(request, Answer):
@@ -436,18 +469,42 @@ class AsyncWorkflows(_AnyWorkflows):
         registered, gid = request
         if gid in self._running:
             return _ongoing("it is under way")
+        own = self._claim(gid, registered.name)
+        task = asyncio.create_task(self._resumed(registered, gid, own, body))
+        self._resumes.add(task)
+        task.add_done_callback(self._resumes.discard)
+        await asyncio.wait({task})
+        return _ongoing("it is broken off here") if task.cancelled() else task.result()
+
+    async def close(self) -> None:
+        """Break off what `resume` has begun, and wait until it has stopped: the coordinator asks for it again.
+
+        To be called when the participant stops, before its coordinator client and its databases are closed.
+        """
+        await asyncio.sleep(0)  # what has not begun could not say that it has stopped
+        for task in self._resumes:
+            task.cancel()
+        if self._resumes:
+            await asyncio.wait(self._resumes)
+
+    async def _resumed(self, registered: Registered, gid: str, own: asyncio.Future[_Ended], body: bytes) -> Answer:
         try:
-            await self._alone(gid, registered.name, self._resume_once(registered, gid, body))
+            await self._alone(gid, own, lambda: self._resume_once(registered, gid, body))
         except Exception as error:  # noqa: BLE001 (whatever it is, the coordinator gets an answer, the log the rest)
             return _answer_to(error, registered.name, gid)
         return _SUCCESS
 
-    async def _alone(self, gid: str, name: str, execution: Coroutine[Any, Any, _Ended]) -> _Ended:
-        """Carry out an execution, letting others of the same gid wait for it."""
+    def _claim(self, gid: str, name: str) -> asyncio.Future[_Ended]:
         future: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
         self._running[gid] = _Running(name, future)
+        return future
+
+    async def _alone(
+        self, gid: str, future: asyncio.Future[_Ended], execute: Callable[[], Coroutine[Any, Any, _Ended]]
+    ) -> _Ended:
+        """Carry out an execution, letting others of the same gid wait for it."""
         try:
-            ended = await execution
+            ended = await execute()
         except BaseException as error:
             # Whoever waits for it was not cancelled itself, and gets an error that says what to do.
             future.set_exception(error if isinstance(error, Exception) else _broken_off(gid))
@@ -541,7 +598,7 @@ class Workflows(_AnyWorkflows):
         """Run a workflow to its end, from where it stands; see `AsyncWorkflows.run`."""
         registered = self._find(name)
         gid = new_gid() if gid is None else checked_gid(gid)
-        data = _codec.encode_whole(given, what=f"the input of workflow {name}")
+        data = registered.write(given)
         own, under_way = self._claim(gid, name)
         if under_way is not None:
             _check_name(gid, name, under_way.name, None)

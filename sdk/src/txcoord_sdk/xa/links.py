@@ -294,7 +294,9 @@ class BorrowedLink:
         raised = (type(error), error, error.__traceback__) if error is not None else (None, None, None)
         if self._manager is not None:
             if self._is_async:
+                pool = getattr(self._manager, "_pool", None)  # aiomysql's has no name for it but this
                 await self._manager.__aexit__(*raised)
+                await _let_others_have(pool, connection)
             else:
                 self._manager.__exit__(*raised)
             return
@@ -305,6 +307,13 @@ class BorrowedLink:
             await closed
         elif iscoroutine(closed):
             closed.close()  # of an async connection that a blocking function was given
+
+
+async def _let_others_have(pool: Any, connection: Any) -> None:
+    # aiomysql's pool tells those who wait for a connection of one that comes back open, but not of
+    # one that was closed, and whose place is free.
+    if type(pool).__module__.partition(".")[0] == "aiomysql" and connection.closed:
+        await pool._wakeup()
 
 
 async def _awaited(opened: Awaitable[Any]) -> Any:

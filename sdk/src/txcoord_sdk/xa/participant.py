@@ -15,6 +15,7 @@ from txcoord.xa.xid import XaKey
 from txcoord_sdk.branch import BranchContext, BranchFailed
 from txcoord_sdk.coordinator import AsyncCoordinator, Coordinator
 from txcoord_sdk.errors import RequestRefusedError, TransactionFailedError
+from txcoord_sdk.xa.errors import XaError
 from txcoord_sdk.xa.links import Source
 from txcoord_sdk.xa.phases import finish, finish_sync, prepare, prepare_sync
 
@@ -124,6 +125,12 @@ def _check_action(branch: BranchContext, coordinator: object) -> None:
         raise InvalidRequestError("not the action of an XA branch: it does not say its phase2_url")
     if coordinator is None and not branch.coordinator_url:
         raise InvalidRequestError("the action does not say its coordinator (dtm), and none was given to the endpoint")
+    # The row of phase 1 has it. A call within the work would find that, and take itself for a duplicate.
+    if not branch.barrier.reserve_first():
+        raise XaError(
+            f"branch {branch.branch_id} of {branch.gid}: its barrier was called before take_part, and so has written "
+            "the row that XA needs: call it within the work, or name that call with barrier_id"
+        )
 
 
 def _refused(branch: BranchContext, error: TransactionFailedError | RequestRefusedError) -> BranchFailed:

@@ -222,10 +222,16 @@ async def _ended(leftover: Leftover, key: XaKey, op: Op, finish_it: Callable[[Xa
 async def _ours(link: Link, gids: Collection[str], ask: _Ask, table: str | None) -> _Found:
     known = {xid_of(key, link.database): key for key in await _branches_of(gids, ask)}
     name = table_name(link.database, table)
-    await link.commit_each()
-    is_mysql = link.database is Database.MYSQL
-    found = await (_ours_in_mysql(link, name, known) if is_mysql else _ours_in_postgresql(link, name, known))
-    await link.restore()
+    try:
+        await link.commit_each()
+        is_mysql = link.database is Database.MYSQL
+        found = await (_ours_in_mysql(link, name, known) if is_mysql else _ours_in_postgresql(link, name, known))
+        await link.restore()
+    except BaseException:
+        # Whoever has it next must not find that it commits each statement, or reads what is not committed.
+        link.is_discarded = True
+        await link.discard()
+        raise
     return found
 
 

@@ -60,19 +60,41 @@ class Driver(ABC):
         await self.execute("begin")
 
     async def savepoint(self) -> None:
-        """Mark a point in the caller's transaction, opening that first where the next statement would."""
-        # A name of its own: in MySQL, a second one of the same name would take away the first,
-        # and a call within the work of another would end that.
-        self._savepoint = f"txcoord_barrier_{next(_savepoint_numbers)}"
-        await self.execute(f"savepoint {self._savepoint}")
+        """Mark a point in the transaction, opening that first where the next statement would."""
+        await self.execute(self._new_savepoint())
 
     async def release(self) -> None:
-        """Keep what came after the savepoint, as part of the caller's transaction."""
+        """Keep what came after the savepoint. Raises if the transaction is no longer the same, or broken."""
         await self.execute(f"release savepoint {self._savepoint}")
 
     async def undo(self) -> None:
         """Take back what came after the savepoint; the caller's transaction goes on."""
         await self.execute(f"rollback to savepoint {self._savepoint}")
+
+    # A transaction that the barrier ends has a savepoint, too. PostgreSQL answers the commit of one
+    # that a failed statement has broken by rolling back, and calls that a success; MySQL ends one at
+    # a deadlock, or at a statement such as `create table`, and goes on in another without a word. If the work
+    # has caught the error, or there was none, only the savepoint tells.
+
+    async def begin_own(self, standing: Standing) -> None:
+        """Open a transaction that `commit_own` or `rollback_own` ends, unless one is open, and mark this point."""
+        if standing is Standing.NONE:
+            await self.begin()
+        await self.savepoint()
+
+    async def commit_own(self) -> None:
+        """Commit. Raises, and has not committed what came after the mark, if the transaction was lost meanwhile."""
+        await self.release()
+        await self.commit()
+
+    async def rollback_own(self) -> None:
+        await self.rollback()
+
+    def _new_savepoint(self) -> str:
+        # A name of its own: in MySQL, a second one of the same name would take away the first,
+        # and a call within the work of another would end that.
+        self._savepoint = f"txcoord_barrier_{next(_savepoint_numbers)}"
+        return f"savepoint {self._savepoint}"
 
 
 def run_now(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -19,6 +19,7 @@ class MySQL(Driver):
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
+        self._commits_each = False
 
     async def standing(self) -> Standing:
         # The flags of the server's latest answer. They come before what the client
@@ -27,6 +28,23 @@ class MySQL(Driver):
         if status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
             return Standing.OPEN
         return Standing.NONE if status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT else Standing.OPENS
+
+    async def begin_own(self, standing: Standing) -> None:
+        self._commits_each = bool(self.connection.server_status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT)
+        if self._commits_each:
+            # Not `begin`: when a deadlock has ended that, what the work does next would commit statement by statement.
+            await self.execute("set autocommit = 0")
+        await self.savepoint()
+
+    async def commit_own(self) -> None:
+        await self.release()
+        # Setting it commits.
+        await (self.execute("set autocommit = 1") if self._commits_each else self.commit())
+
+    async def rollback_own(self) -> None:
+        await self.rollback()
+        if self._commits_each:
+            await self.execute("set autocommit = 1")
 
 
 class PyMySQLDriver(MySQL):

@@ -25,6 +25,11 @@ class _Psycopg(Driver):
             return Standing.OPEN
         return Standing.NONE if self._connection.autocommit else Standing.OPENS
 
+    async def begin_own(self, standing: Standing) -> None:
+        # Statements without values may be sent together.
+        begin = "begin; " if standing is Standing.NONE else ""
+        await self.execute(f"{begin}{self._new_savepoint()}")
+
 
 class PsycopgDriver(_Psycopg):
     is_async = False

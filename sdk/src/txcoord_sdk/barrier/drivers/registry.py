@@ -27,7 +27,7 @@ def driver_of(connection: object, *, is_async: bool) -> Driver:
     Raises:
         BarrierError: it is of an unknown kind, or a blocking one where an async one is wanted, or the other way.
     """
-    driver = _find(connection)
+    driver = find_driver(connection)
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
     if driver is None and is_redis(connection):
         raise BarrierError(f"a {kind} takes its work as a script: use redis_call, redis_query_prepared (or …_sync)")
@@ -48,7 +48,8 @@ def is_redis(client: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "redis" for kind in type(client).__mro__)
 
 
-def _find(connection: object) -> Driver | None:
+def find_driver(connection: object) -> Driver | None:
+    """Return the driver for a connection or session of either kind; None if there is none."""
     # By the whole line of classes, so that a subclass that an application made is found too.
     for kind in type(connection).__mro__:
         module = _MODULES.get(kind.__module__.partition(".")[0])

@@ -15,7 +15,8 @@ from sqlalchemy.sql.elements import TextClause
 
 from txcoord.barrier.tables import Database, Placeholders
 from txcoord_sdk.barrier.drivers import sqlite
-from txcoord_sdk.barrier.drivers.base import Driver, Standing
+from txcoord_sdk.barrier.drivers.base import Driver, Standing, run_now
+from txcoord_sdk.barrier.drivers.registry import find_driver
 from txcoord_sdk.barrier.errors import BarrierError, NoTransactionError
 
 T = TypeVar("T")
@@ -45,7 +46,9 @@ class _SqlAlchemy(Driver):
             # Before anything else: on a session, the next line opens its transaction.
             standing = Standing.OPEN if target.in_transaction() else Standing.OPENS
             core = _core(target)
-            return core.dialect.name, Standing.NONE if _is_autocommit(core) else standing
+            if _is_autocommit(core) or (_driver_commits_each(core) and not _begins(target, core)):
+                standing = Standing.NONE
+            return core.dialect.name, standing
 
         name, standing = await self.run(step)
         if name not in _DATABASES:
@@ -78,8 +81,8 @@ class _SqlAlchemy(Driver):
 
     async def begin(self) -> None:
         raise NoTransactionError(
-            "the SQLAlchemy connection has the isolation level AUTOCOMMIT, so barrier and work would not commit "
-            "together: use an engine or a connection without it"
+            "the SQLAlchemy connection has the isolation level AUTOCOMMIT, or its driver an autocommit of its own, so "
+            "barrier and work would not commit together: use an engine or a connection without it"
         )
 
     async def savepoint(self) -> None:
@@ -132,6 +135,29 @@ def _is_autocommit(core: Connection) -> bool:
     # As SQLAlchemy itself decides it: the connection's option, or else the engine's argument.
     level = core.get_execution_options().get("isolation_level")
     return (level or getattr(core.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+def _driver_commits_each(core: Connection) -> bool:
+    """Say whether the driver was told to (`connect_args`, or a pool of one's own), which SQLAlchemy does not know."""
+    for connection in (core.connection.driver_connection, core.connection.dbapi_connection):
+        # A method in drivers of MySQL, where it tells what the server has said last; else an attribute.
+        said = getattr(connection, "get_autocommit", None)
+        if said() if callable(said) else getattr(connection, "autocommit", None) is True:
+            return True
+    return False
+
+
+def _begins(target: Connection | Session, core: Connection) -> bool:
+    """Say whether SQLAlchemy's begin opens a transaction all the same: an application can have it send one."""
+    was_open = target.in_transaction() if target is core else True  # of a session, `_core` has opened it
+    if not was_open:
+        target.begin()
+    driver = find_driver(core.connection.driver_connection)
+    # Never suspends, see `Driver.standing`.
+    is_open = driver is not None and run_now(driver.standing()) is Standing.OPEN
+    if not was_open and not is_open:
+        target.rollback()
+    return is_open
 
 
 def _begin_in_sqlite(core: Connection) -> None:
