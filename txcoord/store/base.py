@@ -170,7 +170,7 @@ class Store(Protocol):
 
     # -- the journal -----------------------------------------------------------------
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         """Apply a batch in one database transaction; answer for each change, in order.
 
         The node's lease is checked in the same transaction and held against
@@ -188,6 +188,10 @@ class Store(Protocol):
             LeaseLostError: the node's lease has ended; nothing was written.
             ValueError: it is larger than the database takes at once; nothing was written.
                 A part of the batch may do; a single change is refused for good.
+            TransactionsLockedError: other transactions of the database hold the rows that it
+                names; nothing was written. Without those the batch may be applied at once.
+                The batch has waited a moment for them; one that is not applied `patiently`
+                has not, if they were locked before it came.
             StoreUnavailableError: nothing is known to be applied; try again later.
         """
 

@@ -114,7 +114,7 @@ class MemoryStore:
 
         return self._run("release_dead", work)
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         def work() -> Sequence[Applied]:
             self._check_lease(node_id)
             return [self._apply_one(node_id, change) for change in batch]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError
+from txcoord.errors import LeaseLostError, SchemaError, StoreUnavailableError, TransactionsLockedError
 from txcoord.store.base import Applied, Change
 from txcoord.store.migrations import migrate, version_of
 from txcoord.store.sql.store import SqlStore, Work, check_schema
@@ -74,6 +74,14 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
     async def _apply(self, connection: DriverConnection, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
         """Apply a batch in one transaction; whatever it raises, the transaction is over or the driver's error says why
         it is not."""
+
+    @abstractmethod
+    async def _locked(self, connection: DriverConnection, gids: Sequence[str]) -> Sequence[str]:
+        """Those whose rows other transactions have locked just now, found without waiting."""
+
+    @abstractmethod
+    def _is_lock_time_out(self, error: BaseException) -> bool:
+        """Whether the driver's error is a wait for a lock that was given up."""
 
     @abstractmethod
     def _is_lock_conflict(self, error: BaseException) -> bool:
@@ -145,15 +153,15 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
 
     # -- the journal -----------------------------------------------------------------
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         async with self._bounded(), self._journal_lock:
-            return await self._again_after_conflicts(lambda: self._apply_on_journal(node_id, batch))
+            return await self._again_after_conflicts(lambda: self._apply_on_journal(node_id, batch, patiently))
 
-    async def _apply_on_journal(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def _apply_on_journal(self, node_id: int, batch: Sequence[Change], patiently: bool) -> Sequence[Applied]:
         connection = self._journal
         if connection is not None:
             try:
-                return await self._apply_or_drop(connection, node_id, batch)
+                return await self._apply_or_drop(connection, node_id, batch, patiently)
             except BaseException as error:
                 if not self._is_disconnect(error):
                     raise
@@ -161,14 +169,21 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
         # if it was lost between the commit and its answer.
         self._require_open(self._engine)
         self._journal = connection = await self._connect_journal()
-        return await self._apply_or_drop(connection, node_id, batch)
+        return await self._apply_or_drop(connection, node_id, batch, patiently)
 
     async def _apply_or_drop(
-        self, connection: DriverConnection, node_id: int, batch: Sequence[Change]
+        self, connection: DriverConnection, node_id: int, batch: Sequence[Change], patiently: bool
     ) -> Sequence[Applied]:
         try:
-            return await self._apply(connection, node_id, batch)
-        except LeaseLostError:
+            if not patiently:
+                await self._refuse_locked(connection, batch)
+            try:
+                return await self._apply(connection, node_id, batch)
+            except self.driver_errors as error:
+                if self._is_lock_time_out(error):
+                    await self._refuse_locked(connection, batch)
+                raise
+        except (LeaseLostError, TransactionsLockedError):
             raise
         except BaseException as error:
             # In the middle of a conversation nobody can go on with it; cancellation comes this way too.
@@ -176,6 +191,12 @@ class ServerStore(SqlStore, Generic[DriverConnection]):
                 self._journal = None
                 self._drop_journal(connection)
             raise
+
+    async def _refuse_locked(self, connection: DriverConnection, batch: Sequence[Change]) -> None:
+        """Raise TransactionsLockedError if others hold rows of the batch: one of them must not hold up the rest."""
+        locked = await self._locked(connection, [change.tx.gid for change in batch])
+        if locked:
+            raise TransactionsLockedError(locked)
 
     def _is_disconnect(self, error: BaseException) -> bool:
         if isinstance(error, TimeoutError):

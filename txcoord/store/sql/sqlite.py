@@ -148,7 +148,8 @@ class SqliteStore(SqlStore):
         if lock is not None:
             lock.close()
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
+        # Nothing is ever locked here: there is one writer.
         creates = [create_row(change, node_id) for change in batch if isinstance(change, Create)]
         saves = [change for change in batch if isinstance(change, Save)]
         saved = [save_row(change, node_id) for change in saves]
