@@ -29,7 +29,7 @@ from txcoord.store.base import (
     Store,
     Stored,
 )
-from txcoord.store.sql import tables
+from txcoord.store.sql import statements, tables
 from txcoord.store.sql.server import ServerStore
 from txcoord.store.url import open_store
 from txcoord.workflow.request import ended
@@ -606,6 +606,29 @@ async def test_a_lease_that_has_ended_is_not_revived(store: Store) -> None:
     assert not await store.renew(999_999, lease_s=600)
     with pytest.raises(LeaseLostError):
         await store.apply(node, [])
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+async def test_a_lease_that_ends_while_its_renewal_waits_is_not_revived(store: Store, store_url: str) -> None:
+    node = await store.join(name="a", lease_s=0.5)
+    rows = tables.node
+    async with connected(store_url) as rival:
+        await rival.execute(select(rows.c.id).where(rows.c.id == node).with_for_update())
+        renewing = asyncio.create_task(store.renew(node, lease_s=600))
+        await wait_until_somebody_waits_for_a_lock(store_url)
+        await asyncio.sleep(0.6)
+
+    assert not await renewing
+
+
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+async def test_a_renewal_does_not_wait_for_what_is_done_under_the_lease(store: Store, store_url: str) -> None:
+    node = await join(store)
+    assert isinstance(store, ServerStore)
+    async with connected(store_url) as at_work, asyncio.timeout(4):
+        await at_work.run_sync(statements.check_lease, store._clock_us(), node_id=node)
+
+        assert await store.renew(node, lease_s=600)
 
 
 async def test_leaving_parks_what_the_node_owned(store: Store) -> None:

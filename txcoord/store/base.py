@@ -150,7 +150,10 @@ class Store(Protocol):
         """Register this process as a node with a fresh lease; return its id (> 0, never reused)."""
 
     async def renew(self, node_id: int, *, lease_s: float) -> bool:
-        """Prolong the lease. False: it had ended, or the node is gone; it is not revived."""
+        """Prolong the lease. False: it had ended, or the node is gone; it is not revived.
+
+        That is compared, and the new end reckoned, when nothing is left to wait for.
+        """
 
     async def leave(self, node_id: int, *, now_us: int) -> None:
         """Give up the lease and park, due at `now_us`, whatever the node still owns. Idempotent."""

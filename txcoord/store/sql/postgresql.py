@@ -20,12 +20,13 @@ _CLOCK_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 # One statement is one transaction, one round trip, one flush of the log; its text does not depend on the
 # batch, so that it is prepared once. The fence comes first, because both writes take their rows from it: a
-# node whose lease has ended finds none, and FOR SHARE keeps `release_dead` waiting until this has committed.
+# node whose lease has ended finds none, and FOR KEY SHARE keeps `release_dead`, but not `renew`, waiting until this
+# has committed.
 # Rows are updated in the order of the arrays, which is that of the gids. A definition that is not written stays
 # where it is: a large one is kept outside the row, and the new row only points to it again.
 _APPLY = f"""
 WITH fence AS MATERIALIZED (
-    SELECT id FROM node WHERE id = $1::bigint AND expires_us > {_CLOCK_US} FOR SHARE
+    SELECT id FROM node WHERE id = $1::bigint AND expires_us > {_CLOCK_US} FOR KEY SHARE
 ), created AS (
     INSERT INTO global_transaction (gid, pattern, status, owner, epoch, token, created_us, updated_us, due_us,
                                     deadline_us, finished_us, definition, progress, rollback_reason, result)

@@ -157,7 +157,11 @@ def join(connection: Connection, clock_us: ColumnElement[int], *, name: str, lea
 
 
 def renew(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, lease_us: int) -> bool:
-    """Relies on: the row count. A lease that has ended, or was fenced (0), is not greater than now."""
+    """Relies on: the row count. A lease that has ended, or was fenced (0), is not greater than now.
+
+    Locked first: PostgreSQL compares before it waits for a lock, and not again if nothing was changed meanwhile.
+    """
+    connection.execute(select(node.c.id).where(node.c.id == node_id).with_for_update(key_share=True))
     statement = (
         update(node).where(node.c.id == node_id, node.c.expires_us > clock_us).values(expires_us=clock_us + lease_us)
     )
@@ -165,14 +169,20 @@ def renew(connection: Connection, clock_us: ColumnElement[int], *, node_id: int,
 
 
 def check_lease(connection: Connection, clock_us: ColumnElement[int], *, node_id: int) -> None:
-    """Hold the node's lease until the transaction ends: whoever wants to fence it waits for this row's lock."""
-    statement = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us).with_for_update(read=True)
-    if connection.execute(statement).first() is None:
+    """Hold the node's lease until the transaction ends: whoever wants to fence it waits for this row's lock.
+
+    To renew it has to wait too on MySQL, so nothing that may take long comes after this. On PostgreSQL it has not
+    (KEY SHARE), as those that share a lock there let others join them, though somebody waits.
+    """
+    statement = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us)
+    if connection.execute(statement.with_for_update(read=True, key_share=True)).first() is None:
         raise LeaseLostError(f"the lease of node {node_id} has ended")
 
 
 def fence(connection: Connection, *, node_id: int) -> None:
     """Waits for a batch of this node that is under way. Relies on: the row lock of `check_lease`."""
+    # An UPDATE alone would not wait for a KEY SHARE of PostgreSQL.
+    connection.execute(select(node.c.id).where(node.c.id == node_id).with_for_update())
     connection.execute(update(node).where(node.c.id == node_id).values(expires_us=FENCED))
 
 
