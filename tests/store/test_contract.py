@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import structlog
-from sqlalchemy import select, text, update
+from sqlalchemy import Connection, select, text, update
 
 from tests.sagas import NOON_US, make_saga
 from tests.store.databases import connected, run_sql, wait_until_somebody_waits_for_a_lock
@@ -1018,16 +1018,20 @@ async def test_a_claim_and_a_submit_at_once_go_one_after_the_other(store: Store,
 
 
 @pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
-async def test_a_claim_that_waited_for_a_submit_finds_it(store: Store, store_url: str) -> None:
+async def test_a_claim_of_a_locked_one_waits_for_nothing(store: Store, store_url: str) -> None:
     node = await join(store)
-    await created(store, node, tcc("t1"))
+    await created(store, node, tcc("t1"), tcc("t2"))
     rows = tables.global_transaction
     async with connected(store_url) as owner:
         await owner.execute(update(rows).where(rows.c.gid == "t1").values(status="submitted"))
-        claiming = asyncio.create_task(store.claim_prepared(node, "t1"))
-        await wait_until_somebody_waits_for_a_lock(store_url)
+        began = time.monotonic()
+        claims = await asyncio.gather(*[store.claim_prepared(node, "t1") for _ in range(8)], return_exceptions=True)
+        assert time.monotonic() - began < 2
+        assert [type(claim) for claim in claims] == [TransactionsLockedError] * 8
+        assert await store.renew(node, lease_s=600)
+        assert await store.claim_prepared(node, "t2") is not None
 
-    assert await claiming is None
+    assert await store.claim_prepared(node, "t1") is None
     assert (await found(store, "t1")).epoch == 1
 
 
@@ -1035,15 +1039,48 @@ async def test_a_claim_that_waited_for_a_submit_finds_it(store: Store, store_url
 async def test_a_node_is_not_fenced_while_it_claims(store: Store, store_url: str) -> None:
     node = await join(store)
     await created(store, node, tcc("t1"))
-    rows = tables.global_transaction
-    async with connected(store_url) as rival:
-        await rival.execute(select(rows.c.id).where(rows.c.gid == "t1").with_for_update())
-        claiming = asyncio.create_task(store.claim_prepared(node, "t1"))
-        await wait_until_somebody_waits_for_a_lock(store_url)
-        locked = select(tables.node.c.id).where(tables.node.c.id == node).with_for_update(skip_locked=True)
+    assert isinstance(store, ServerStore)
+    locked = select(tables.node.c.id).where(tables.node.c.id == node).with_for_update(skip_locked=True)
+    async with connected(store_url) as at_work, connected(store_url) as rival:
+        claimed = await at_work.run_sync(statements.claim_prepared, store._clock_us(), node_id=node, gid="t1")
+
+        assert claimed is not None
         assert (await rival.execute(locked)).first() is None
 
-    assert await claiming is not None
+
+@pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
+@pytest.mark.parametrize("what", ["claim", "stop", "make due"])
+async def test_what_is_written_between_two_statements_is_not_overlooked(
+    store: Store, store_url: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await join(store)
+    await created(store, node, tcc("t1"), parked=True)
+    rows, find, changes = tables.global_transaction, statements.find, iter([1, 2])
+
+    def find_and_look_away(connection: Connection, *, gid: str) -> Stored | None:
+        stored = find(connection, gid=gid)
+        change = next(changes, 0)
+        if change:
+            later = update(rows).where(rows.c.gid == gid)
+            connection.execute(later.values(updated_us=NOON_US + change, result=str(change)))
+        return stored
+
+    monkeypatch.setattr(statements, "find", find_and_look_away)
+    if what == "claim":
+        claimed = await store.claim_prepared(node, "t1")
+        assert claimed is not None
+        before = claimed.tx
+    elif what == "stop":
+        stopped = await store.force_stop("t1", now_us=NOON_US + 3, reason="by hand")
+        assert stopped is not None
+        before = stopped.tx
+    else:
+        hurried = await store.make_due("t1", now_us=NOON_US + 3)
+        assert hurried is not None
+        before = hurried.tx
+
+    assert (before.result, before.updated_us) == ("2", NOON_US + 2)
+    assert (await found(store, "t1")).epoch == 2
 
 
 async def test_a_batch_applied_again_does_not_undo_a_claim(store: Store) -> None:
@@ -1372,17 +1409,16 @@ async def test_many_calls_at_once_share_few_connections(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
 async def test_a_nodes_own_work_does_not_wait_for_what_clients_ask(store: Store, store_url: str) -> None:
-    await created(store, await join(store), saga("locked"))
     busy = open_store(store_url, pool_size=1)
     await busy.open()
     node = await join(busy)
     await created(busy, node, saga("g1"), saga("g2", status=Status.ABORTING))
-    await created(busy, node, saga("due", due_us=NOON_US), parked=True)
-    rows = tables.global_transaction
+    await created(busy, node, saga("due", due_us=NOON_US), tcc("prepared"), parked=True)
+    document = await busy.put_kv("cat", "locked", "1", replaces=None, now_us=NOON_US)
     async with connected(store_url) as rival:
-        await rival.execute(select(rows.c.id).where(rows.c.gid == "locked").with_for_update())
-        stops = [
-            asyncio.create_task(busy.force_stop("locked", now_us=NOON_US, reason="by hand")),
+        await rival.execute(select(tables.kv.c.id).with_for_update())
+        asked = [
+            asyncio.create_task(busy.put_kv("cat", "locked", "2", replaces=document, now_us=NOON_US)),
             asyncio.create_task(busy.find("g1")),
         ]
         await wait_until_somebody_waits_for_a_lock(store_url)
@@ -1394,9 +1430,11 @@ async def test_a_nodes_own_work_does_not_wait_for_what_clients_ask(store: Store,
         assert await busy.release_dead(now_us=NOON_US, limit=9) == 0
         assert sorted(await busy.owned(node)) == [("due", 2), ("g2", 1)]
         await busy.leave(await join(busy), now_us=NOON_US)
-        assert not any(stop.done() for stop in stops)
+        assert await busy.claim_prepared(node, "prepared") is not None
+        assert await busy.force_stop("g2", now_us=NOON_US, reason="by hand") is not None
+        assert not any(call.done() for call in asked)
 
-    await asyncio.gather(*stops)
+    await asyncio.gather(*asked)
     await busy.close()
 
 

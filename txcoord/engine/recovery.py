@@ -176,4 +176,6 @@ class Recovery:
                 released = await self._store.release(node_id, stray, now_us=self._clock.now_us())
                 log.warning("released transactions that nobody drove", count=released)
                 self.look()
+                if released < len(stray):
+                    return False  # the rows of some are locked, or they have just gone to somebody else
             return all(self._live[gid].epoch == epoch for gid, epoch in owned if gid in self._live)

@@ -223,6 +223,8 @@ class Store(Protocol):
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.
+            TransactionsLockedError: another transaction of the database holds its row; nothing
+                was taken. Nothing waits for that: neither this, nor what needs the node's lease.
         """
 
     async def next_due_us(self) -> int | None:
@@ -238,6 +240,7 @@ class Store(Protocol):
     async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
         """Park those of `gids` that belong to this node, due at `now_us`, epochs raised.
 
+        Those whose rows are locked just now are left alone: call again.
         What was taken over due `AT_ONCE`, and not written since, is due so again; in
         `release_dead` and `leave` as well.
 
@@ -274,6 +277,10 @@ class Store(Protocol):
 
         Returns:
             It as it was before (final: nothing was changed); None: no such gid.
+
+        Raises:
+            TransactionsLockedError: another transaction of the database holds its row, and has
+                for a while; nothing was changed.
         """
 
     async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
@@ -282,6 +289,9 @@ class Store(Protocol):
 
         Returns:
             It as it was before; None: no such gid.
+
+        Raises:
+            TransactionsLockedError: as `force_stop`.
         """
 
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:

@@ -72,8 +72,10 @@ _OUT_OF_RANGE = 1690
 _LOCK_TIME_OUTS = (1205, 3572)
 _LOCK_CONFLICTS = (*_LOCK_TIME_OUTS, 1213)
 
-_JOURNAL_LOCK_WAIT_S = 1
+_JOURNAL_LOCK_WAIT = "innodb_lock_wait_timeout = 1"
 """How long a batch waits for a locked row: longer than another's commit takes, and the least that MySQL knows."""
+_NO_LOCK_WAIT = "innodb_lock_wait_timeout = 1 /*M! , innodb_lock_wait_timeout = 0 */"
+"""MariaDB does without any, in all of its statements."""
 _FAULTS = (
     pymysql.err.ProgrammingError,
     pymysql.err.DataError,
@@ -100,26 +102,26 @@ class MysqlStore(ServerStore["JournalConnection"]):
     def _clock_us(self) -> ColumnElement[int]:
         return literal_column(_CLOCK_US, BigInteger)
 
-    def _session(self, *, lock_wait_s: int | None = None) -> str:
-        if lock_wait_s is None:
-            lock_wait_s = max(1, round(self._timeout_s / 2))
+    def _session(self, *, lock_wait: str | None = None) -> str:
+        if lock_wait is None:
+            lock_wait = f"innodb_lock_wait_timeout = {max(1, round(self._timeout_s / 2))}"
         timeout_s = max(1, round(self._timeout_s))
         return (
             "SET SESSION time_zone = '+00:00',"
             " collation_connection = 'utf8mb4_bin',"
             " sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO',"
             # Shorter than our own patience, so that the server says what is in the way.
-            f" innodb_lock_wait_timeout = {lock_wait_s},"
+            f" {lock_wait},"
             # A process that hangs in the middle of a transaction must not hold its locks for long. (Connections that
             # nobody uses end by the first too, and are replaced when they are needed. Only MariaDB has the second.)
             f" wait_timeout = {3 * timeout_s + 30} /*M! , idle_transaction_timeout = {timeout_s} */"
         )
 
-    def _connect_args(self) -> dict[str, Any]:
+    def _connect_args(self, *, waits: bool = True) -> dict[str, Any]:
         return {
             "charset": "utf8mb4",
             "connect_timeout": self._timeout_s,
-            "init_command": self._session(),
+            "init_command": self._session(lock_wait=None if waits else _NO_LOCK_WAIT),
             "ssl": self._tls(),
         }
 
@@ -152,7 +154,7 @@ class MysqlStore(ServerStore["JournalConnection"]):
             charset="utf8mb4",
             connect_timeout=self._timeout_s,
             client_flag=CLIENT.MULTI_STATEMENTS,
-            init_command=self._session(lock_wait_s=_JOURNAL_LOCK_WAIT_S),
+            init_command=self._session(lock_wait=_JOURNAL_LOCK_WAIT),
             ssl=self._tls(),
             autocommit=False,
         )

@@ -87,6 +87,10 @@ _JOURNAL_LOCK_WAIT_MS = 500
 """How long a batch waits for locked rows: longer than another's commit takes, and not so long that it is felt."""
 
 
+_ROW_LOCK_WAIT_MS = 10
+"""An UPDATE cannot be told not to wait at all."""
+
+
 class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
     """See `txcoord.store.base.Store`."""
 
@@ -95,8 +99,9 @@ class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
     def _clock_us(self) -> ColumnElement[int]:
         return literal_column(_CLOCK_US, BigInteger)
 
-    def _connect_args(self) -> dict[str, Any]:
-        return {"timeout": self._timeout_s, "server_settings": self._session()}
+    def _connect_args(self, *, waits: bool = True) -> dict[str, Any]:
+        session = self._session(lock_wait_ms=None if waits else _ROW_LOCK_WAIT_MS)
+        return {"timeout": self._timeout_s, "server_settings": session}
 
     def _session(self, *, lock_wait_ms: int | None = None) -> dict[str, str]:
         wait_ms = round(self._timeout_s * 1000)

@@ -169,6 +169,9 @@ class SqliteStore(SqlStore):
     async def _write(self, work: Work[T], *, own: bool = False) -> T:
         return await self._bounded(self._writer, work)
 
+    async def _change_one(self, gid: str, work: Work[T], *, patiently: bool) -> T:
+        return await self._bounded(self._writer, work)
+
     async def _bounded(self, worker: _Worker | None, work: Work[T], *, begin: bool = True) -> T:
         if worker is None:
             raise StoreUnavailableError(f"the store {self._label} is not open")

@@ -1,8 +1,9 @@
 """The statements that all SQL stores share, in SQLAlchemy Core: everything but the journal's batches.
 
-Each function runs inside a transaction of its caller, at READ COMMITTED (SQLite: alone), and every
-statement that writes compares what it relies on in its own WHERE. Rows of others are locked with SKIP LOCKED,
-so that several coordinators share the work and do not wait for each other.
+Each function runs inside a transaction of its caller, at READ COMMITTED (SQLite: alone); those that change a single
+row may also run with each statement on its own. Every statement that writes compares what it relies on in its own
+WHERE. Rows of others are locked with SKIP LOCKED, so that several coordinators share the work and do not wait for each
+other. The node's lease comes last, when nothing is left to wait for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Connection,
     Insert,
     Select,
+    Update,
     any_,
     case,
     delete,
@@ -229,10 +231,10 @@ def take_over_due(
 
     What cannot be read comes first each time: it is put off, or nothing behind it would ever be taken.
     """
-    check_lease(connection, clock_us, node_id=node_id)
     due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us).limit(limit)
     rows = connection.execute(due.with_for_update(skip_locked=True)).all()
     found, unreadable = _readable(rows)
+    check_lease(connection, clock_us, node_id=node_id)
     if found:
         mine = update(gt).where(among(connection, gt.c.id, [stored.id for stored in found]))
         connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
@@ -241,15 +243,31 @@ def take_over_due(
 
 
 def claim_prepared(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, gid: str) -> Owned | None:
-    """Relies on: the unique key on gid; the row lock, from reading it until it is this node's."""
-    check_lease(connection, clock_us, node_id=node_id)
-    stored = find(connection, gid=gid, lock=True)
-    if stored is None:
-        return None
-    mine = update(gt).where(gt.c.id == stored.id, gt.c.status == Status.PREPARED.value)
-    if connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1)).rowcount != 1:
-        return None
-    return Owned(tx=stored.tx, epoch=stored.epoch + 1)
+    """Relies on: the unique key on gid; what `_still_as` compares."""
+    has_lease = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us)
+    while True:
+        stored = find(connection, gid=gid)
+        if stored is not None and stored.tx.status is Status.PREPARED:
+            # The lease is held by the statement that relies on it, and so against whoever fences the node.
+            mine = _still_as(stored).where(has_lease.with_for_update(read=True, key_share=True).exists())
+            if connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1)).rowcount == 1:
+                return Owned(tx=stored.tx, epoch=stored.epoch + 1)
+        if connection.execute(has_lease).first() is None:
+            raise LeaseLostError(f"the lease of node {node_id} has ended")
+        if stored is None or stored.tx.status is not Status.PREPARED:
+            return None
+
+
+def _still_as(stored: Stored) -> Update:
+    """An update of a transaction as it was found; of none if anything has been written to it since.
+
+    So it need not be locked from reading it to writing it. Each statement may be a transaction of its own, and a
+    process that hangs between the two holds nothing.
+    """
+    tx = stored.tx
+    same_owner = gt.c.owner.is_(None) if stored.owner is None else gt.c.owner == stored.owner
+    same_save = (gt.c.epoch == stored.epoch) & (gt.c.updated_us == tx.updated_us) & (gt.c.status == tx.status.value)
+    return update(gt).where(gt.c.id == stored.id, same_owner, same_save)
 
 
 def next_due_us(connection: Connection) -> int | None:
@@ -264,11 +282,11 @@ def owned(connection: Connection, *, node_id: int) -> Sequence[tuple[str, int]]:
 
 
 def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us: int) -> int:
-    """Waits for the rows' locks: the node itself asks, and nobody else writes what it owns for long."""
+    """What is locked just now is left for another time: a gate is closed while this runs."""
     total = 0
     for start in range(0, len(gids), CHUNK):
         mine = select(gt.c.id).where(among(connection, gt.c.gid, gids[start : start + CHUNK]), gt.c.owner == node_id)
-        ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
+        ids = _lock(connection, mine.order_by(gt.c.id))
         total += _park(connection, ids, due_us=_due_again(now_us))
     return total
 
@@ -299,12 +317,11 @@ def _lock(connection: Connection, statement: Select[Any]) -> Sequence[int]:
 # -- queries and operators -----------------------------------------------------------
 
 
-def find(connection: Connection, *, gid: str, lock: bool = False) -> Stored | None:
+def find(connection: Connection, *, gid: str) -> Stored | None:
     """Relies on: the unique key on gid."""
     if not _can_be_stored(gid):
         return None
-    statement = select(*_COLUMNS).where(gt.c.gid == gid)
-    row = connection.execute(statement.with_for_update() if lock else statement).first()
+    row = connection.execute(select(*_COLUMNS).where(gt.c.gid == gid)).first()
     # MySQL compares as if the shorter text were filled up with spaces.
     return stored_from(row) if row is not None and row[3] == gid else None
 
@@ -372,33 +389,35 @@ def count_by_status(connection: Connection) -> dict[Status, int]:
 
 
 def force_stop(connection: Connection, *, gid: str, now_us: int, reason: str) -> Stored | None:
-    """Relies on: the row lock, from reading what it was until it is failed."""
-    before = find(connection, gid=gid, lock=True)
-    if before is not None and before.owner is not None:
-        stopped = update(gt).where(gt.c.id == before.id)
-        connection.execute(
-            stopped.values(
-                status=Status.FAILED.value,
-                owner=None,
-                epoch=gt.c.epoch + 1,
-                updated_us=now_us,
-                due_us=None,
-                finished_us=now_us,
-                rollback_reason=codec.clean_text(reason),
-            )
+    """Relies on: the unique key on gid; what `_still_as` compares."""
+    while True:
+        before = find(connection, gid=gid)
+        if before is None or before.owner is None:
+            return before
+        stopped = _still_as(before).values(
+            status=Status.FAILED.value,
+            owner=None,
+            epoch=gt.c.epoch + 1,
+            updated_us=now_us,
+            due_us=None,
+            finished_us=now_us,
+            rollback_reason=codec.clean_text(reason),
         )
-    return before
+        if connection.execute(stopped).rowcount == 1:
+            return before
 
 
 def make_due(connection: Connection, *, gid: str, now_us: int) -> Stored | None:
-    """Relies on: the row lock, as `force_stop`."""
-    before = find(connection, gid=gid, lock=True)
-    if before is not None and not before.owner:
+    """Relies on: as `force_stop`."""
+    while True:
+        before = find(connection, gid=gid)
+        if before is None or before.owner:
+            return before
         # The epoch of a parked one goes up, so that a batch applied a second time does not put the old time back.
         due_us, raised = (now_us, 0) if before.owner is None else (AT_ONCE, 1)
-        due = update(gt).where(gt.c.id == before.id)
-        connection.execute(due.values(due_us=due_us, updated_us=now_us, epoch=gt.c.epoch + raised))
-    return before
+        due = _still_as(before).values(due_us=due_us, updated_us=now_us, epoch=gt.c.epoch + raised)
+        if connection.execute(due).rowcount == 1:
+            return before
 
 
 def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: int) -> int:

@@ -52,6 +52,14 @@ class SqlStore(ABC):
         """Do it in one transaction and commit; after a deadlock or lock time-out again, a few times."""
 
     @abstractmethod
+    async def _change_one(self, gid: str, work: Work[T], *, patiently: bool) -> T:
+        """Do it with each statement on its own, so that no row is locked for longer than one takes.
+
+        Raises:
+            TransactionsLockedError: somebody else's transaction holds the row; at once unless `patiently`.
+        """
+
+    @abstractmethod
     def _clock_us(self) -> ColumnElement[int]:
         """The clock that leases are measured by."""
 
@@ -93,7 +101,8 @@ class SqlStore(ABC):
 
     async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
         clock = self._clock_us()
-        return await self._write(lambda c: statements.claim_prepared(c, clock, node_id=node_id, gid=gid))
+        claim = partial(statements.claim_prepared, clock_us=clock, node_id=node_id, gid=gid)
+        return await self._change_one(gid, claim, patiently=False)
 
     async def next_due_us(self) -> int | None:
         return await self._read(statements.next_due_us, own=True)
@@ -114,10 +123,11 @@ class SqlStore(ABC):
         return await self._read(statements.count_by_status)
 
     async def force_stop(self, gid: str, *, now_us: int, reason: str) -> Stored | None:
-        return await self._write(lambda c: statements.force_stop(c, gid=gid, now_us=now_us, reason=reason))
+        stop = partial(statements.force_stop, gid=gid, now_us=now_us, reason=reason)
+        return await self._change_one(gid, stop, patiently=True)
 
     async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
-        return await self._write(lambda c: statements.make_due(c, gid=gid, now_us=now_us))
+        return await self._change_one(gid, partial(statements.make_due, gid=gid, now_us=now_us), patiently=True)
 
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
         return await self._write(lambda c: statements.make_far_due(c, after_us=after_us, now_us=now_us, limit=limit))
