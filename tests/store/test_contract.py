@@ -43,6 +43,11 @@ def saga(gid: str = "g1", **changes: object) -> GlobalTransaction:
     return make_saga(gid=gid).replace(**changes)
 
 
+def with_payload(tx: GlobalTransaction, size: int) -> GlobalTransaction:
+    first, *rest = tx.branches
+    return tx.replace(branches=(first.replace(payload=b"x" * size), *rest))
+
+
 def create(tx: GlobalTransaction, *, parked: bool = False) -> Create:
     return Create(tx=tx, token=next(_tokens), parked=parked)
 
@@ -773,6 +778,33 @@ async def test_what_is_due_is_taken_over_earliest_first(store: Store) -> None:
     assert {owned.epoch for owned in (*first, *second)} == {2}
     assert sorted(await store.owned(node)) == [("first", 2), ("fourth", 2), ("second", 2), ("third", 2)]
     assert await store.next_due_us() == NOON_US + 41
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_of_large_ones_no_more_are_taken_over_than_can_be_read_in_a_moment(store: Store) -> None:
+    node = await join(store)
+    due = [saga(f"g{i:02d}", due_us=NOON_US + i) for i in range(16)]
+    for tx in (*due[:2], *(with_payload(tx, 4_000_000) for tx in due[2:])):
+        await created(store, node, tx, parked=True)
+
+    taken: list[str] = []
+    while len(taken) < 16:
+        portion = await store.take_over_due(node, now_us=LATER_US, limit=256)
+        assert 0 < len(portion) <= 8
+        taken += [owned.tx.gid for owned in portion]
+
+    assert taken == [tx.gid for tx in due]
+    assert await store.take_over_due(node, now_us=LATER_US, limit=256) == []
+
+
+async def test_a_backlog_of_small_ones_is_taken_over_as_one(store: Store) -> None:
+    node = await join(store)
+    due = [saga(f"g{i:03d}", due_us=NOON_US + i) for i in range(300)]
+    await created(store, node, *due, parked=True)
+
+    taken = await store.take_over_due(node, now_us=LATER_US, limit=256)
+
+    assert [owned.tx.gid for owned in taken] == [tx.gid for tx in due[:256]]
 
 
 async def test_a_microsecond_decides_what_is_due(store: Store) -> None:

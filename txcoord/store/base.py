@@ -206,7 +206,8 @@ class Store(Protocol):
         Several nodes calling this at once get different ones and do not wait for each
         other, where the database can do that. What cannot be read (a row of a newer version, or
         changed by hand) is logged with its gid and put off by `UNREADABLE_US`, so that the
-        others go on: fewer than `limit` does not mean that no more are due.
+        others go on. Of large ones so many are taken as can be read in a moment. So fewer than
+        `limit` does not mean that no more are due.
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.

@@ -8,7 +8,7 @@ other. The node's lease comes last, when nothing is left to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -231,8 +231,13 @@ def take_over_due(
 
     What cannot be read comes first each time: it is put off, or nothing behind it would ever be taken.
     """
-    due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us).limit(limit)
-    rows = connection.execute(due.with_for_update(skip_locked=True)).all()
+    due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us)
+    due = due.with_for_update(skip_locked=True)
+    rows: list[Sequence[Any]] = []
+    for portion in _portions(limit, rows):
+        # Those of the portions before are locked too, by ourselves.
+        others = due.where(~among(connection, gt.c.id, [row[0] for row in rows])) if rows else due
+        rows += connection.execute(others.limit(portion)).all()
     found, unreadable = _readable(rows)
     check_lease(connection, clock_us, node_id=node_id)
     if found:
@@ -240,6 +245,37 @@ def take_over_due(
         connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
     _park(connection, unreadable, due_us=now_us + UNREADABLE_US)
     return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
+
+
+ENOUGH_BYTES = 16 * 1024 * 1024
+"""Having read so much, nothing more is read in one transaction: it would last too long, and memory is bounded."""
+
+_FIRST_PORTION = 4
+_GROWTH = 4
+_LARGEST_PORTION = 64
+
+
+def _portions(limit: int, rows: Sequence[Sequence[Any]]) -> Iterator[int]:
+    """How many rows to read next, until `limit` are read, or `ENOUGH_BYTES`, or there are no more.
+
+    What a row holds is only known when it has been read: MariaDB and SQLite read all of a text to tell its length. So
+    the first portion is small, and each is as large as it may be if the rows go on like those before.
+    """
+    size = counted = 0
+    portion = min(_FIRST_PORTION, limit)
+    while portion > 0:
+        yield portion
+        if len(rows) < counted + portion:
+            return
+        size += sum(map(_size, rows[counted:]))
+        counted = len(rows)
+        fits = (ENOUGH_BYTES - size) * counted // max(size, 1)
+        portion = min(limit - counted, _GROWTH * counted, _LARGEST_PORTION, fits)
+
+
+def _size(row: Sequence[Any]) -> int:
+    # The texts without a bound of their own: reason, result, definition, progress.
+    return sum(map(len, row[-4:]))
 
 
 def claim_prepared(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, gid: str) -> Owned | None:
