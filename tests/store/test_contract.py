@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import tracemalloc
 from collections.abc import Sequence
 
 import pytest
@@ -74,7 +75,7 @@ async def found(store: Store, gid: str) -> Stored:
 
 async def gids(store: Store, **filters: object) -> Sequence[str]:
     listed = await store.list_transactions(ListQuery(**{"limit": 100, **filters}))  # type: ignore[arg-type]
-    return [stored.tx.gid for stored in listed]
+    return [stored.tx.gid for stored in listed.items]
 
 
 def tcc(gid: str = "t1", *registered: str, **changes: object) -> GlobalTransaction:
@@ -1252,13 +1253,58 @@ async def test_transactions_are_listed_newest_first_page_by_page(store: Store) -
         await created(store, node, saga(f"g{number}"))
 
     first = await store.list_transactions(ListQuery(limit=2))
-    second = await store.list_transactions(ListQuery(limit=2, before_id=first[-1].id))
-    third = await store.list_transactions(ListQuery(limit=2, before_id=second[-1].id))
-    end = await store.list_transactions(ListQuery(limit=2, before_id=third[-1].id))
+    second = await store.list_transactions(ListQuery(limit=2, before_id=first.items[-1].id))
+    third = await store.list_transactions(ListQuery(limit=2, before_id=second.items[-1].id))
+    end = await store.list_transactions(ListQuery(limit=2, before_id=third.items[-1].id))
 
-    pages = [[stored.tx.gid for stored in page] for page in (first, second, third, end)]
+    pages = [[stored.tx.gid for stored in page.items] for page in (first, second, third, end)]
     assert pages == [["g4", "g3"], ["g2", "g1"], ["g0"], []]
-    assert first[0] == await found(store, "g4")
+    assert [page.has_more for page in (first, second, third, end)] == [True, True, False, False]
+    assert first.items[0] == (await found(store, "g4")).without_payloads()
+
+
+async def test_a_listing_has_no_payloads(store: Store) -> None:
+    node = await join(store)
+    await created(store, node, with_payload(saga(), 1000))
+
+    [listed] = (await store.list_transactions(ListQuery(limit=1))).items
+
+    assert [branch.payload for branch in listed.tx.branches] == [b""] * len(listed.tx.branches)
+    assert [branch.url for branch in listed.tx.branches] == [branch.url for branch in saga().branches]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_a_page_ends_before_it_fills_the_memory(store: Store) -> None:
+    node = await join(store)
+    expected = [f"g{i:02d}" for i in reversed(range(16))]
+    for gid in reversed(expected):
+        tx = with_payload(saga(gid, status=Status.ABORTING), 2_000_000)
+        await created(store, node, tx.replace(rollback_reason="x" * 2_000_000))
+
+    pages = [await store.list_transactions(ListQuery(limit=100))]
+    while pages[-1].has_more:
+        before_id = pages[-1].items[-1].id
+        pages.append(await store.list_transactions(ListQuery(limit=100, before_id=before_id)))
+
+    assert [stored.tx.gid for page in pages for stored in page.items] == expected
+    assert len(pages) > 1
+    assert all(0 < len(page.items) <= 12 for page in pages)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_payloads_that_are_not_shown_do_not_end_a_page_and_are_not_kept(store: Store) -> None:
+    node = await join(store)
+    expected = [f"g{i:02d}" for i in reversed(range(24))]
+    for gid in reversed(expected):
+        await created(store, node, with_payload(saga(gid), 4_000_000))
+    tracemalloc.start()
+
+    page = await store.list_transactions(ListQuery(limit=24))
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [stored.tx.gid for stored in page.items] == expected
+    assert peak < 96_000_000 * 0.75, "all of them, without anything they are decoded into"
 
 
 async def test_transactions_are_listed_by_what_they_are(store: Store) -> None:
@@ -1276,7 +1322,7 @@ async def test_transactions_are_listed_by_what_they_are(store: Store) -> None:
 
     everything = ["p1", "done", "s2", "t1", "s1"]
     assert sorted(await gids(store)) == sorted(everything)
-    by_age = [stored.tx.gid for stored in await store.list_transactions(ListQuery(limit=9))]
+    by_age = [stored.tx.gid for stored in (await store.list_transactions(ListQuery(limit=9))).items]
     submitted = [gid for gid in by_age if gid in ("s1", "t1", "s2")]
     assert await gids(store, status=Status.SUBMITTED) == submitted
     assert await gids(store, status=Status.PREPARED) == ["p1"]
@@ -1528,7 +1574,7 @@ async def made(store: Store, key: str, value: str = "[]", *, category: str = "to
 
 async def keys_listed(store: Store, **filters: object) -> Sequence[str]:
     listed = await store.list_kv(KvQuery(**{"limit": 100, **filters}))  # type: ignore[arg-type]
-    return [document.key for document in listed]
+    return [document.key for document in listed.items]
 
 
 async def test_a_document_is_found_as_it_was_made(store: Store, second_store: Store) -> None:
@@ -1624,6 +1670,20 @@ async def test_of_changes_made_at_once_one_takes_effect_per_version(store: Store
     assert sorted(document.value.removesuffix(",").split(",")) == winners
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "mysql", "postgres"], indirect=True)
+async def test_a_page_of_large_documents_ends_early(store: Store) -> None:
+    for i in range(16):
+        await store.put_kv("large", f"k{i:02d}", "x" * 3_000_000, replaces=None, now_us=NOON_US)
+
+    first = await store.list_kv(KvQuery(limit=100))
+    rest = await store.list_kv(KvQuery(limit=100, before_id=first.items[-1].id))
+
+    assert (first.has_more, rest.has_more) == (True, True)
+    assert [document.key for page in (first, rest) for document in page.items] == [
+        f"k{i:02d}" for i in range(15, 5, -1)
+    ]
+
+
 async def test_documents_are_listed_newest_first_page_by_page(store: Store) -> None:
     for key in ("a", "b", "c"):
         await made(store, key)
@@ -1632,6 +1692,6 @@ async def test_documents_are_listed_newest_first_page_by_page(store: Store) -> N
     assert await keys_listed(store) == ["d", "c", "b", "a"]
     assert await keys_listed(store, category="topics") == ["c", "b", "a"]
     assert await keys_listed(store, category="nothing\0") == []
-    [first] = await store.list_kv(KvQuery(limit=1, category="topics"))
+    [first] = (await store.list_kv(KvQuery(limit=1, category="topics"))).items
     assert await keys_listed(store, category="topics", before_id=first.id, limit=1) == ["b"]
     assert await keys_listed(store, category="topics", before_id=first.id) == ["b", "a"]

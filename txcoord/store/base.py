@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
+
+T = TypeVar("T")
 
 
 class Create(Struct, frozen=True, kw_only=True):
@@ -89,6 +91,11 @@ class Stored(Struct, frozen=True, kw_only=True):
     """Node that drives it; 0: parked; None: final."""
     epoch: int
 
+    def without_payloads(self) -> Stored:
+        """It as a listing has it."""
+        branches = tuple(branch.replace(payload=b"") for branch in self.tx.branches)
+        return Stored(id=self.id, tx=self.tx.replace(branches=branches), owner=self.owner, epoch=self.epoch)
+
 
 class ListQuery(Struct, frozen=True, kw_only=True):
     """Which transactions to list: newest first, after `before_id`. Times are inclusive."""
@@ -112,6 +119,14 @@ class KeyValue(Struct, frozen=True, kw_only=True):
     """1 when it is made, one more with each change."""
     created_us: int
     updated_us: int
+
+
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """A part of what matches a query."""
+
+    items: Sequence[T]
+    has_more: bool
+    """Whether more may match behind the last of these. There is at least one item then."""
 
 
 class KvQuery(Struct, frozen=True, kw_only=True):
@@ -259,8 +274,10 @@ class Store(Protocol):
                 the sentence names the gid.
         """
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        """Transactions that match, newest (highest id) first: `limit` of them, or all there are.
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
+        """Transactions that match, newest (highest id) first, their branches without payloads:
+        `limit` of them, or all there are; fewer if they are so large that they would fill the
+        memory, or reading them would last too long.
 
         What cannot be read is logged with its gid and left out.
 
@@ -307,8 +324,8 @@ class Store(Protocol):
     async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
         """Those of a category that have one of these keys, in no particular order."""
 
-    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
-        """Documents that match, newest first: `limit` of them, or all there are."""
+    async def list_kv(self, query: KvQuery) -> Page[KeyValue]:
+        """Documents that match, newest first: `limit` of them, or all there are; fewer if they are large."""
 
     async def put_kv(
         self, category: str, key: str, value: str, *, replaces: KeyValue | None, now_us: int

@@ -8,10 +8,11 @@ other. The node's lease comes last, when nothing is left to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import (
     ARRAY,
@@ -36,7 +37,7 @@ from txcoord.errors import LeaseLostError, SchemaError
 from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
 from txcoord.store import codec
-from txcoord.store.base import UNREADABLE_US, KeyValue, KvQuery, ListQuery, Owned, Stored
+from txcoord.store.base import UNREADABLE_US, KeyValue, KvQuery, ListQuery, Owned, Page, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
 from txcoord.store.sql.tables import global_transaction as gt
 from txcoord.store.sql.tables import kv, node
@@ -234,7 +235,7 @@ def take_over_due(
     due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us)
     due = due.with_for_update(skip_locked=True)
     rows: list[Sequence[Any]] = []
-    for portion in _portions(limit, rows):
+    for portion in _portions(limit, rows, _size):
         # Those of the portions before are locked too, by ourselves.
         others = due.where(~among(connection, gt.c.id, [row[0] for row in rows])) if rows else due
         rows += connection.execute(others.limit(portion)).all()
@@ -255,7 +256,7 @@ _GROWTH = 4
 _LARGEST_PORTION = 64
 
 
-def _portions(limit: int, rows: Sequence[Sequence[Any]]) -> Iterator[int]:
+def _portions(limit: int, rows: Sequence[Sequence[Any]], size_of: Callable[[Sequence[Any]], int]) -> Iterator[int]:
     """How many rows to read next, until `limit` are read, or `ENOUGH_BYTES`, or there are no more.
 
     What a row holds is only known when it has been read: MariaDB and SQLite read all of a text to tell its length. So
@@ -267,7 +268,7 @@ def _portions(limit: int, rows: Sequence[Sequence[Any]]) -> Iterator[int]:
         yield portion
         if len(rows) < counted + portion:
             return
-        size += sum(map(_size, rows[counted:]))
+        size += sum(map(size_of, rows[counted:]))
         counted = len(rows)
         fits = (ENOUGH_BYTES - size) * counted // max(size, 1)
         portion = min(limit - counted, _GROWTH * counted, _LARGEST_PORTION, fits)
@@ -362,26 +363,7 @@ def find(connection: Connection, *, gid: str) -> Stored | None:
     return stored_from(row) if row is not None and row[3] == gid else None
 
 
-def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stored]:
-    """A page is filled up behind rows that cannot be read: a short one would end the listing."""
-    found: list[Stored] = []
-    skipped = 0
-    while True:
-        rows = _page(connection, query)
-        readable, unreadable = _readable(rows)
-        found += readable
-        skipped += len(unreadable)
-        if not unreadable or len(rows) < query.limit:
-            return found
-        if skipped > _MOST_SKIPPED:
-            raise SchemaError(
-                f"{skipped} stored transactions cannot be read, such as {rows[-1][3]}: "
-                "they were written by a newer version of txcoord; start that version"
-            )
-        query = replace(query, limit=len(unreadable), before_id=rows[-1][0])
-
-
-def _page(connection: Connection, query: ListQuery) -> Sequence[Sequence[Any]]:
+def listed_ids(connection: Connection, query: ListQuery) -> Sequence[int]:
     """Relies on: the primary key, read backwards; for an unfinished status on index (owner, due_us).
 
     Of a million finished rows none is looked at to find the few unfinished: the sum in ORDER BY keeps the planner from
@@ -403,15 +385,37 @@ def _page(connection: Connection, query: ListQuery) -> Sequence[Sequence[Any]]:
     else:
         ids = ids.where(gt.c.owner.is_not(None)).order_by((gt.c.id + 0).desc())
         ids = ids.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
-    page = connection.scalars(ids).all()
-    if not page:
-        return ()
-    rows = select(*_COLUMNS).where(among(connection, gt.c.id, page)).order_by(gt.c.id.desc())
-    return connection.execute(rows).all()
+    return connection.scalars(ids).all()
 
 
-_MOST_SKIPPED = 1000
-"""Rows in a row that cannot be read, before a listing gives up."""
+class Listed(Struct, frozen=True):
+    """The first of some transactions, as a listing shows them."""
+
+    found: Sequence[Stored]
+    looked_at: int
+    """How many they are of those asked for, with those that are not there any more, or cannot be read."""
+    unreadable: int
+    size: int
+    """Bytes of text that are left without the payloads."""
+
+
+def read_listed(connection: Connection, *, ids: Sequence[int]) -> Listed:
+    """Read as many as may be read at once. Relies on: the primary key."""
+    rows: list[Sequence[Any]] = []
+    looked_at = 0
+    for portion in _portions(len(ids), rows, _size):
+        some = among(connection, gt.c.id, ids[looked_at : looked_at + portion])
+        rows += connection.execute(select(*_COLUMNS).where(some).order_by(gt.c.id.desc())).all()
+        looked_at += portion
+    readable, unreadable = _readable(rows)
+    payloads = sum(len(branch.payload) for stored in readable for branch in stored.tx.branches)
+    return Listed(
+        [stored.without_payloads() for stored in readable],
+        looked_at,
+        len(unreadable),
+        max(sum(map(_size, rows)) - payloads, 0),
+    )
+
 
 OWNER_DUE_INDEX = "ix_global_transaction_owner_due"
 
@@ -479,16 +483,25 @@ def find_kv(connection: Connection, *, category: str, keys: Sequence[str]) -> Se
     return [found for found in map(_key_value, rows) if found.key in wanted and found.category == category]
 
 
-def list_kv(connection: Connection, query: KvQuery) -> Sequence[KeyValue]:
+def list_kv(connection: Connection, query: KvQuery) -> Page[KeyValue]:
     """Relies on: the primary key, read backwards."""
-    page = select(*_KV_COLUMNS).order_by(kv.c.id.desc()).limit(query.limit)
-    if query.before_id is not None:
-        page = page.where(kv.c.id < query.before_id)
+    page = select(*_KV_COLUMNS).order_by(kv.c.id.desc())
     if query.category is not None:
         if not _can_be_stored(query.category):
-            return ()
+            return Page(items=(), has_more=False)
         page = page.where(kv.c.cat == query.category)
-    return [_key_value(row) for row in connection.execute(page)]
+    rows: list[Sequence[Any]] = []
+    asked = 0
+    for portion in _portions(query.limit, rows, _value_size):
+        before_id = rows[-1][0] if rows else query.before_id
+        behind = page if before_id is None else page.where(kv.c.id < before_id)
+        rows += connection.execute(behind.limit(portion)).all()
+        asked += portion
+    return Page(items=[_key_value(row) for row in rows], has_more=len(rows) == asked)
+
+
+def _value_size(row: Sequence[Any]) -> int:
+    return len(row[3])
 
 
 def make_kv(connection: Connection, *, category: str, key: str, value: str, now_us: int) -> KeyValue | None:
