@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from txcoord.model import Pattern, Status
 
 
@@ -51,6 +53,15 @@ class StatusConflictError(TxcoordError):
 
 class StoreUnavailableError(TxcoordError):
     """The store cannot be reached; nothing is known to be applied; try the same again later."""
+
+
+class TransactionsLockedError(StoreUnavailableError):
+    """Somebody's database transaction holds the rows of these; nothing was applied; try the same in a moment."""
+
+    def __init__(self, gids: Sequence[str]) -> None:
+        more = f" and {len(gids) - 1} others" if len(gids) > 1 else ""
+        super().__init__(f"another transaction of the database has {gids[0]}{more} locked: try the same again")
+        self.gids = frozenset(gids)
 
 
 class OverloadedError(TxcoordError):

@@ -28,7 +28,7 @@ from txcoord.msg.topics import topics_of
 from txcoord.patterns import aborted, registered
 from txcoord.request import REASON_LENGTH, BranchRegistration, Limits, SubmitResult, TransRequest, check_gid
 from txcoord.saga.request import build_saga
-from txcoord.store.base import ListQuery, Store, Stored
+from txcoord.store.base import ListQuery, Page, Store, Stored
 from txcoord.topic_service import TopicService
 from txcoord.two_phase.request import build_two_phase, submitted
 from txcoord.unfinished import UnfinishedCount
@@ -333,8 +333,8 @@ class Service:
             return stored
         return Stored(id=stored.id, tx=live.tx, owner=stored.owner, epoch=stored.epoch)
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        """Transactions that match, newest first."""
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
+        """Transactions that match, newest first, without payloads; see the store."""
         return await self._store.list_transactions(query)
 
     async def check_ready(self) -> None:

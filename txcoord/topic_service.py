@@ -26,7 +26,7 @@ from txcoord.msg.topics import (
     unsubscribed,
 )
 from txcoord.request import Limits
-from txcoord.store.base import KeyValue, KvQuery, Store
+from txcoord.store.base import KeyValue, KvQuery, Page, Store
 
 log = get_logger()
 
@@ -118,6 +118,6 @@ class TopicService:
         """The document that has this key."""
         return await self._store.find_kv(category, [key])
 
-    async def scan_kv(self, query: KvQuery) -> Sequence[KeyValue]:
+    async def scan_kv(self, query: KvQuery) -> Page[KeyValue]:
         """Documents that match, newest first."""
         return await self._store.list_kv(query)

@@ -57,14 +57,14 @@ class LoggedStore(MemoryStore):
         """If set, no batch takes effect before this event."""
         self._changed = asyncio.Event()
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         self.batches.append(batch)
         await asyncio.sleep(COMMIT_S / 2)
         if self.before_apply is not None:
             await self.before_apply.wait()
         if any(map(self.refuses, batch)):
             raise ValueError("a value does not fit its column")
-        applied = await super().apply(node_id, batch)
+        applied = await super().apply(node_id, batch, patiently=patiently)
         for change, result in zip(batch, applied, strict=True):
             if result is Applied.DONE:
                 self._log.append(f"{change.tx.gid} {_what(change)}")

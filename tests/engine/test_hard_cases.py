@@ -78,12 +78,12 @@ async def test_a_batch_of_an_earlier_lease_does_not_cost_the_present_one(cluster
     apply = cluster.store.apply
     under: list[int] = []
 
-    async def late(node_id: int, batch: list[Change]) -> list[Applied]:
+    async def late(node_id: int, batch: list[Change], *, patiently: bool = True) -> list[Applied]:
         under.append(node_id)
         if len(under) == 1:
             await asyncio.sleep(1.0)  # meanwhile the lease is lost, and the node joins again
             raise LeaseLostError("the lease of that node has ended")
-        return list(await apply(node_id, batch))
+        return list(await apply(node_id, batch, patiently=patiently))
 
     cluster.store.apply = late  # type: ignore[method-assign]
     first = node.submit_soon("g1")

@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from tests.engine.harness import settle
+from tests.engine.harness import now_s, settle
 from tests.sagas import make_saga
 from tests.virtual_time import VirtualClock
 from txcoord.engine.journal import ChangeRefusedError, Journal
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError, StoreUnavailableError
+from txcoord.errors import LeaseLostError, StoreUnavailableError, TransactionsLockedError
 from txcoord.model import Status
 from txcoord.store.base import Applied, Change, Create, Save
 
 LAZY_S = 0.1
+LOCK_WAIT_S = 1.0
 
 
 class FakeStore:
@@ -30,13 +31,22 @@ class FakeStore:
         """Raised by the next calls, one each."""
         self.refuses: Callable[[Change], bool] = lambda change: False
 
-    async def apply(self, batch: Sequence[Change]) -> Sequence[Applied]:
+        self.locked: set[str] = set()
+        """Rows that somebody else holds."""
+        self.impatient = 0
+
+    async def apply(self, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         self.batches.append(list(batch))
+        self.impatient += not patiently
         await self.free.wait()
         if self.errors:
             raise self.errors.pop(0)
         if any(map(self.refuses, batch)):
             raise ValueError("too long")
+        locked = [change.tx.gid for change in batch if change.tx.gid in self.locked]
+        if locked:
+            await asyncio.sleep(LOCK_WAIT_S if patiently else 0)
+            raise TransactionsLockedError(locked)
         return [Applied.DONE] * len(batch)
 
     @property
@@ -100,7 +110,7 @@ async def test_a_batch_is_bounded_and_keeps_the_order(journal: Journal, store: F
 async def test_an_answer_says_what_became_of_each_change(journal: Journal, store: FakeStore) -> None:
     answers = {"a": Applied.EXISTS, "b": Applied.DONE, "c": Applied.LEASE_LOST}
 
-    async def apply(batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         return [answers[change.tx.gid] for change in batch]
 
     journal._apply = apply
@@ -238,6 +248,80 @@ async def test_a_waiter_that_went_away_does_not_take_its_change_along(journal: J
     await journal.drained()
 
     assert store.gids == [["a"], ["b"]]
+
+
+# -- a row that somebody else has locked ---------------------------------------------------
+
+
+async def test_a_locked_row_holds_up_its_own_transaction_alone(journal: Journal, store: FakeStore) -> None:
+    store.locked = {"a", "b"}
+    locked = [journal.write(save("a")), journal.write(save("b"))]
+    assert await journal.write(save("c")) is Applied.DONE
+    assert now_s() == LOCK_WAIT_S
+
+    for turn in range(20):
+        assert await journal.write(save(f"d{turn}")) is Applied.DONE
+        await asyncio.sleep(1.0)
+
+    assert now_s() == LOCK_WAIT_S + 20.0, "to try a locked one again costs the others nothing"
+    assert not any(write.done() for write in locked)
+    assert journal.store_is_available
+    store.locked = {"b"}
+    assert await locked[0] is Applied.DONE
+    assert not locked[1].done()
+    store.locked = set()
+    assert await locked[1] is Applied.DONE
+    assert now_s() < LOCK_WAIT_S + 21.0
+    tries = len(store.batches)
+    await asyncio.sleep(60.0)
+    assert len(store.batches) == tries
+    await journal.drained()
+
+
+async def test_what_comes_for_a_locked_row_stays_behind_what_came_before(journal: Journal, store: FakeStore) -> None:
+    store.locked = {"a"}
+    journal.post(save("a"))
+    await asyncio.sleep(2 * LOCK_WAIT_S)
+    journal.post(save("a", Status.ABORTING))
+    await asyncio.sleep(2 * LAZY_S)
+    last = journal.write(save("a", Status.FAILED))
+    assert await journal.write(save("b")) is Applied.DONE
+    drained = asyncio.create_task(journal.drained())
+    await asyncio.sleep(10.0)
+    assert store.batches[-1] == [save("a")]
+    assert store.impatient > 10
+    assert not drained.done()
+
+    store.locked = set()
+
+    assert await last is Applied.DONE
+    await drained
+    assert store.batches[-2:] == [[save("a")], [save("a", Status.FAILED)]]
+
+
+async def test_more_locked_rows_than_a_batch_holds_are_all_tried_again(journal: Journal, store: FakeStore) -> None:
+    store.locked = set("abcdefgh")
+    writes = {gid: journal.write(save(gid)) for gid in "abcdefgh"}
+    await asyncio.sleep(10.0)
+
+    for gid in "hgfedcba":
+        store.locked.remove(gid)
+        assert await writes[gid] is Applied.DONE
+
+
+async def test_what_waits_for_a_locked_row_is_abandoned_with_the_rest(journal: Journal, store: FakeStore) -> None:
+    store.locked = {"a"}
+    locked = journal.write(save("a"))
+    await asyncio.sleep(2 * LOCK_WAIT_S)
+
+    journal.abandon(LeaseLostError("somebody else has it"))
+
+    with pytest.raises(LeaseLostError, match="somebody else has it"):
+        await locked
+    tries = len(store.batches)
+    await asyncio.sleep(10.0)
+    assert len(store.batches) == tries
+    await journal.drained()
 
 
 # -- a lease that is lost ------------------------------------------------------------------

@@ -212,7 +212,7 @@ async def test_transactions_are_listed(cluster: Cluster) -> None:
 
     listed = await node.service.list_transactions(ListQuery(limit=10))
 
-    assert [stored.tx.gid for stored in listed] == ["g2", "g1"]
+    assert [stored.tx.gid for stored in listed.items] == ["g2", "g1"]
 
 
 async def test_what_is_unfinished_is_counted_and_the_count_holds_for_a_while(cluster: Cluster) -> None:

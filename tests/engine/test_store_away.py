@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.engine.harness import FAILURE, ONGOING, Cluster, now_s, settle
 from txcoord.errors import StoreUnavailableError
 from txcoord.model import Status
 from txcoord.request import SubmitResult
+from txcoord.store.base import Owned
 from txcoord.store.memory import FailWhen
 
 SUCCEEDED = SubmitResult(waited=True, status=Status.SUCCEEDED)
@@ -143,6 +145,27 @@ async def test_a_take_over_whose_answer_was_lost_is_found_and_driven(cluster: Cl
 
     assert saga.status is Status.SUCCEEDED
     assert cluster.clock.now_us() / 1e6 - due_s < 3 * 9.0 / 3
+
+
+async def test_a_take_over_that_is_too_much_for_the_store_is_tried_with_less(cluster: Cluster) -> None:
+    node = await cluster.start_node(poll_s=1.0)
+    gids = [f"g{number}" for number in range(40)]
+    for gid in gids:
+        cluster.participants.script("01 action", ONGOING, gid=gid)
+    await asyncio.gather(*[node.submit(gid, retry_interval=10) for gid in gids])
+    take_over_due, limits = cluster.store.take_over_due, []
+
+    async def take_over_few(node_id: int, *, now_us: int, limit: int) -> Sequence[Owned]:
+        limits.append(limit)
+        if limit > 10:
+            raise StoreUnavailableError("the store did not answer in 10 s")
+        return await take_over_due(node_id, now_us=now_us, limit=limit)
+
+    cluster.store.take_over_due = take_over_few  # type: ignore[method-assign]
+
+    for gid in gids:
+        assert (await cluster.ended(gid, within_s=60.0)).status is Status.SUCCEEDED
+    assert limits[:9] == [256, 128, 64, 32, 16, 8, 9, 10, 11]
 
 
 async def test_a_lease_outlives_a_short_absence_of_the_store(cluster: Cluster) -> None:

@@ -30,6 +30,7 @@ from txcoord.errors import (
     StatusConflictError,
     StoreUnavailableError,
     TransactionNotFoundError,
+    TransactionsLockedError,
 )
 from txcoord.model import MICROSECONDS, NEVER_US, Status
 from txcoord.request import SubmitResult, TransRequest
@@ -953,3 +954,30 @@ async def test_a_change_that_the_store_refuses_is_called_that(cluster: Cluster) 
     cluster.store.refuses = lambda change: False
     await insist(lambda: tcc.register("01"))
     assert await tcc.submit() == SUCCEEDED
+
+
+async def test_a_claim_of_a_row_that_somebody_has_locked_closes_no_gate(cluster: Cluster, tcc: Tcc) -> None:
+    other = await cluster.start_node()
+    await tcc.prepare()
+    claim, is_locked = cluster.store.claim_prepared, True
+
+    async def claim_if_free(node_id: int, gid: str) -> Owned | None:
+        if is_locked:
+            raise TransactionsLockedError([gid])
+        return await claim(node_id, gid)
+
+    cluster.store.claim_prepared = claim_if_free  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="try the same"):
+            await Tcc(other).register("01")
+    waiting = asyncio.ensure_future(Tcc(other).register("01"))
+    await settle()
+    async with asyncio.timeout(COMMIT_S):
+        async with other.engine._recovery.gate.alone():
+            pass
+    assert not other.engine._recovery._must_reconcile.is_set(), "nothing was taken"
+    assert not waiting.done()
+    is_locked = False
+    await waiting
+
+    assert await Tcc(other).submit() == SUCCEEDED

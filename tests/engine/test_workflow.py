@@ -67,7 +67,7 @@ def workflow(node: Node) -> Workflow:
 @pytest.fixture(autouse=True)
 async def nothing_left_behind(cluster: Cluster) -> AsyncIterator[None]:
     yield
-    for tx in await cluster.store.list_transactions(ALL):
+    for tx in (await cluster.store.list_transactions(ALL)).items:
         if not tx.tx.status.is_final:
             await cluster.store.force_stop(tx.tx.gid, now_us=cluster.clock.now_us(), reason="the test is over")
     await cluster.check_nothing_is_left(after_s=100.0)

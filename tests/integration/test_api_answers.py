@@ -45,7 +45,7 @@ from txcoord.model import (
 )
 from txcoord.request import BranchRegistration, Limits, SubmitResult, TransRequest
 from txcoord.service import Service
-from txcoord.store.base import ListQuery, Stored
+from txcoord.store.base import ListQuery, Page, Stored
 from txcoord.store.memory import MemoryStore
 from txcoord.topic_service import TopicService
 from txcoord.unfinished import UnfinishedCount
@@ -105,9 +105,10 @@ class FakeService(Service):
         self._note(gid)
         return self.found[0] if self.found else None
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
         self._note(query)
-        return self.found[: query.limit]
+        found = self.found[: query.limit]
+        return Page(items=found, has_more=len(found) == query.limit)
 
     async def check_ready(self) -> None:
         self._note("ready")

@@ -43,11 +43,11 @@ class UnreliableStore(MemoryStore):
         self._random = random
         self.failure_rate = 0.03
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         await asyncio.sleep(self._random.uniform(0.0005, 0.01))
         if self._random.random() < self.failure_rate:
             self.fail_next(when=self._random.choice(list(FailWhen)), method="apply")
-        applied = await super().apply(node_id, batch)
+        applied = await super().apply(node_id, batch, patiently=patiently)
         await asyncio.sleep(self._random.uniform(0.0, 0.005))
         return applied
 

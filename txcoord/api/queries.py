@@ -35,20 +35,22 @@ async def list_transactions(service: Service, query: Query) -> JsonObject:
         stored = await service.query(gid)
         return {"next_position": "", "transactions": None if stored is None else [stored_view(stored)]}
     wanted = _list_query(query)
-    found = [] if wanted is None else await service.list_transactions(wanted)
-    # Only a full page can have more behind it.
-    is_full = wanted is not None and len(found) == wanted.limit
+    if wanted is None:
+        return {"next_position": "", "transactions": []}
+    page = await service.list_transactions(wanted)
     return {
-        "next_position": str(found[-1].id) if is_full else "",
-        "transactions": [stored_view(stored) for stored in found],
+        "next_position": str(page.items[-1].id) if page.has_more else "",
+        "transactions": [stored_view(stored) for stored in page.items],
     }
 
 
 async def query_kv(service: Service, query: Query) -> JsonObject:
-    """The document with a key; without one those of a category, or all there are: the newest thousand."""
+    """The document with a key; without one those of a category, or all there are: the newest thousand, or fewer
+    if they are large; `scan_kv` tells those behind them.
+    """
     category, key = query.get("cat", ""), query.get("key", "")
     if not key:
-        found = await service.topics.scan_kv(KvQuery(limit=LIST_LIMIT_MAX, category=category or None))
+        found = (await service.topics.scan_kv(KvQuery(limit=LIST_LIMIT_MAX, category=category or None))).items
     elif category:
         found = await service.topics.query_kv(category, key)
     else:
@@ -60,12 +62,10 @@ async def scan_kv(service: Service, query: Query) -> JsonObject:
     """The documents of a category, or all there are, newest first."""
     limit = min(whole_number(query, "limit", default=LIST_LIMIT, lowest=1), LIST_LIMIT_MAX)
     position = optional_number(query, "position")
-    found = await service.topics.scan_kv(
-        KvQuery(limit=limit, before_id=position, category=query.get("cat", "") or None)
-    )
+    page = await service.topics.scan_kv(KvQuery(limit=limit, before_id=position, category=query.get("cat", "") or None))
     return {
-        "kv": [kv_view(document) for document in found],
-        "next_position": str(found[-1].id) if len(found) == limit else "",
+        "kv": [kv_view(document) for document in page.items],
+        "next_position": str(page.items[-1].id) if page.has_more else "",
     }
 
 

@@ -25,6 +25,7 @@ from txcoord.errors import (
     TopicBusyError,
     TopicNotFoundError,
     TransactionNotFoundError,
+    TransactionsLockedError,
 )
 from txcoord.logs import get_logger
 from txcoord.model import Status
@@ -132,6 +133,7 @@ ERROR_ROWS: Final[Mapping[type, ErrorRow]] = {
     SubscribedAlreadyError: ErrorRow(STATUS_FAILURE, JSON_RPC_FAILURE, GrpcStatus.ABORTED),
     TopicBusyError: _LATER,
     StoreUnavailableError: _LATER,
+    TransactionsLockedError: _LATER,
     OverloadedError: _LATER,
     # An operator has to act; for the client it is a server that is not ready.
     SchemaError: _LATER,

@@ -22,7 +22,13 @@ from txcoord.engine.live import ChangeRequest, LiveTransaction
 from txcoord.engine.ownership import RETRY_S, Ownership
 from txcoord.engine.recovery import Recovery
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError, OverloadedError, StoreUnavailableError, TransactionNotFoundError
+from txcoord.errors import (
+    LeaseLostError,
+    OverloadedError,
+    StoreUnavailableError,
+    TransactionNotFoundError,
+    TransactionsLockedError,
+)
 from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, MICROSECONDS, GlobalTransaction, Status
 from txcoord.patterns import claimed
@@ -35,6 +41,9 @@ _MOVES_AT_ONCE = 2
 """How often to run after a transaction that changes hands before pausing."""
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.5
+
+_LOCKED_PAUSE_S = 0.1
+"""Between two tries to claim what somebody else's database transaction has locked."""
 
 _NO_ANSWER = "it did not answer in time"
 _INTERRUPTED = "the coordinator was interrupted"
@@ -334,12 +343,23 @@ class Engine:
             # Beyond `max_live` new ones are refused first: what was prepared may hold something that others wait for.
             if len(self._live) + len(self._claims) >= 2 * max(self._settings.max_live, 1):
                 raise OverloadedError(f"this coordinator drives all it may: try {gid} again a little later")
-            claim = self._claims[gid] = asyncio.create_task(self._take_claimed(gid))
+            claim = self._claims[gid] = asyncio.create_task(self._take_when_free(gid))
             claim.add_done_callback(lambda done: self._end_claim(gid, done))
         await asyncio.wait([claim], timeout=self._settings.accept_wait_s)
         if not claim.done() or claim.cancelled():
             raise StoreUnavailableError(f"the store did not answer in time: try the same for {gid} again")
         return claim.result()
+
+    async def _take_when_free(self, gid: str) -> LiveTransaction | None:
+        """Claim it. While others have its row locked, try again and again; nobody waits at the gate for that."""
+        until_s = asyncio.get_running_loop().time() + self._settings.accept_wait_s
+        while True:
+            try:
+                return await self._take_claimed(gid)
+            except TransactionsLockedError:
+                if asyncio.get_running_loop().time() >= until_s or self._advancer.is_draining:
+                    raise
+            await asyncio.sleep(_LOCKED_PAUSE_S)
 
     async def _take_claimed(self, gid: str) -> LiveTransaction | None:
         async with self._recovery.gate.together():
@@ -370,6 +390,8 @@ class Engine:
             return await self._ownership.claim_prepared(gid)
         except LeaseLostError as error:
             raise StoreUnavailableError(f"this coordinator lost its lease: try {gid} again") from error
+        except TransactionsLockedError:
+            raise  # nothing was taken
         except StoreUnavailableError:
             self._recovery.must_reconcile()  # the answer may be lost while the claim stands
             raise

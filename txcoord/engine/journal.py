@@ -14,18 +14,24 @@ For a short saga that makes two writes: its creation and its end.
 
 Order: changes of one transaction take effect in the order in which they were handed in,
 because there is one flusher, and a batch is repeated until its outcome is known.
+
+A row may be locked: by another coordinator that hangs in the middle of a database transaction,
+or by somebody at the database's prompt. Its change is set aside, and what else comes for that
+transaction waits behind it; the others go on. It is tried again, without waiting for the lock,
+until it is through.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from time import perf_counter
+from typing import Protocol
 
 from txcoord import metrics
 from txcoord.engine.clock import Clock, Timer
 from txcoord.engine.settings import EngineSettings
-from txcoord.errors import LeaseLostError, StoreUnavailableError
+from txcoord.errors import LeaseLostError, StoreUnavailableError, TransactionsLockedError
 from txcoord.logs import get_logger
 from txcoord.model import MICROSECONDS
 from txcoord.store.base import Applied, Change, Save
@@ -43,6 +49,8 @@ _MOST_IDLE_TURNS = 3
 _FAIR_BATCH = 12
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
+# How often changes that were set aside are tried again. To find a row locked costs two short statements.
+_LOCKED_RETRY_S = 0.25
 
 
 class ChangeRefusedError(Exception):
@@ -52,16 +60,23 @@ class ChangeRefusedError(Exception):
 class _Entry:
     """A change on its way, and whoever waits for it."""
 
-    __slots__ = ("change", "is_abandoned", "waiter")
+    __slots__ = ("change", "is_abandoned", "waiter", "was_locked")
 
     def __init__(self, change: Change, waiter: asyncio.Future[Applied] | None) -> None:
         self.change = change
         self.waiter = waiter
         self.is_abandoned = False
+        self.was_locked = False
 
     @property
     def is_awaited(self) -> bool:
         return self.waiter is not None and not self.waiter.done()
+
+
+class Apply(Protocol):
+    """Writes one batch under the node's present lease; see `Store.apply`."""
+
+    def __call__(self, batch: Sequence[Change], *, patiently: bool = True) -> Awaitable[Sequence[Applied]]: ...
 
 
 class Journal:
@@ -69,7 +84,7 @@ class Journal:
 
     def __init__(
         self,
-        apply: Callable[[Sequence[Change]], Awaitable[Sequence[Applied]]],
+        apply: Apply,
         *,
         settings: EngineSettings,
         clock: Clock,
@@ -78,7 +93,6 @@ class Journal:
     ) -> None:
         """
         Args:
-            apply: writes one batch under the node's present lease (`Store.apply`).
             on_lease_lost: called when the node's lease has ended, after all that wait
                 have been told.
             on_superseded: called with gid and epoch of a posted change that found a later
@@ -92,6 +106,9 @@ class Journal:
         self._urgent: dict[str, _Entry] = {}
         self._lazy: dict[str, _Entry] = {}
         self._lazy_timer: Timer | None = None
+        self._locked: dict[str, _Entry] = {}
+        """Set aside: others hold their rows. What else is handed in for these waits among the urgent."""
+        self._locked_timer: Timer | None = None
         self._flushing: Sequence[_Entry] = ()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -140,8 +157,8 @@ class Journal:
         A batch under way may still take effect, under the node it was begun for; it is
         not repeated under another.
         """
-        entries = [*self._flushing, *self._urgent.values(), *self._lazy.values()]
-        self._urgent, self._lazy = {}, {}
+        entries = [*self._flushing, *self._locked.values(), *self._urgent.values(), *self._lazy.values()]
+        self._locked, self._urgent, self._lazy = {}, {}, {}
         for entry in entries:
             entry.is_abandoned = True
             if entry.waiter is not None and not entry.waiter.done():
@@ -155,23 +172,30 @@ class Journal:
     async def run(self) -> None:
         """Flush until cancelled."""
         while True:
-            while not self._urgent:
-                if not self._lazy:
+            while not self._is_ready():
+                if not (self._urgent or self._lazy or self._locked):
                     self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
             await self._gather()
-            if not self._urgent:
+            if not self._is_ready():
                 continue  # abandoned meanwhile
-            self._flushing = self._take_batch()
+            patiently = not self._locked or self._locked_timer is not None
+            self._flushing = self._take_batch() if patiently else self._take_locked()
             try:
-                await self._flush(self._flushing)
+                await self._flush(self._flushing, patiently=patiently)
             except Exception as error:
                 for entry in self._flushing:
                     _refuse(entry, error)
                 raise
             finally:
                 self._flushing = ()
+
+    def _is_ready(self) -> bool:
+        """Whether there is something to write now."""
+        if not self._locked:
+            return bool(self._urgent)
+        return self._locked_timer is None or not self._urgent.keys() <= self._locked.keys()
 
     async def _gather(self) -> None:
         """Let what is about to be written join the batch, while turns of the loop bring more.
@@ -196,19 +220,47 @@ class Journal:
 
     def _take_batch(self) -> Sequence[_Entry]:
         limit = self._settings.max_batch
-        if len(self._urgent) <= limit:
+        if len(self._urgent) <= limit and not self._locked:
             batch = list(self._urgent.values())
             self._urgent = {}
             return batch
-        taken = list(self._urgent)[:limit]
+        taken = [gid for gid in self._urgent if gid not in self._locked][:limit]
         return [self._urgent.pop(gid) for gid in taken]
 
-    async def _flush(self, batch: Sequence[_Entry]) -> None:
+    def _take_locked(self) -> Sequence[_Entry]:
+        taken = list(self._locked)[: self._settings.max_batch]
+        return [self._locked.pop(gid) for gid in taken]
+
+    def _set_aside(self, batch: Sequence[_Entry], locked: Collection[str]) -> Sequence[_Entry]:
+        """Set aside those whose rows are locked; return the others."""
+        for entry in batch:
+            gid = entry.change.tx.gid
+            if gid in locked:
+                if not entry.was_locked:
+                    log.warning("change waits for a row that somebody else has locked", gid=gid)
+                entry.was_locked = True
+                self._locked[gid] = entry
+        if self._locked and self._locked_timer is None:
+            due_us = self._clock.now_us() + int(_LOCKED_RETRY_S * MICROSECONDS)
+            self._locked_timer = self._clock.call_at(due_us, self._try_locked)
+        return [entry for entry in batch if entry.change.tx.gid not in locked]
+
+    def _try_locked(self) -> None:
+        self._locked_timer = None
+        self._wake.set()
+
+    async def _flush(self, batch: Sequence[_Entry], *, patiently: bool = True) -> None:
         retry_s = _FIRST_RETRY_S
         while True:
             started = perf_counter()
             try:
-                applied = await self._apply([entry.change for entry in batch])
+                applied = await self._apply([entry.change for entry in batch], patiently=patiently)
+            except TransactionsLockedError as error:
+                self._note_available()
+                metrics.JOURNAL_RETRIES.inc()
+                batch = self._set_aside(_still_wanted(batch), error.gids)
+                if not batch:
+                    return
             except StoreUnavailableError as error:
                 # Whether the batch took effect is unknown; the same batch again is harmless.
                 if self.store_is_available:
@@ -226,13 +278,11 @@ class Journal:
                     self._on_lease_lost()
                 return
             except Exception as error:  # noqa: BLE001 - whatever the driver refuses a change with
-                await self._isolate(batch, error)
+                await self._isolate(batch, error, patiently=patiently)
                 return
             else:
                 break
-        if not self.store_is_available:
-            log.warning("store available again")
-            self.store_is_available = True
+        self._note_available()
         metrics.journal_flushed(changes=len(batch), seconds=perf_counter() - started)
         for entry, result in zip(batch, applied, strict=True):
             if entry.is_awaited:
@@ -241,14 +291,19 @@ class Journal:
             elif result is Applied.LEASE_LOST and isinstance(entry.change, Save):
                 self._on_superseded(entry.change.tx.gid, entry.change.epoch)
 
-    async def _isolate(self, batch: Sequence[_Entry], error: Exception) -> None:
+    def _note_available(self) -> None:
+        if not self.store_is_available:
+            log.warning("store available again")
+            self.store_is_available = True
+
+    async def _isolate(self, batch: Sequence[_Entry], error: Exception, *, patiently: bool) -> None:
         """Find the change that the store refuses, by halves; the others must not fail with it."""
         if len(batch) > 1:
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
                 wanted = _still_wanted(half)
                 if wanted:
-                    await self._flush(wanted)
+                    await self._flush(wanted, patiently=patiently)
             return
         [entry] = batch
         log.error("change refused by the store", gid=entry.change.tx.gid, error=repr(error))

@@ -76,10 +76,11 @@ class Ownership:
 
     # -- under the lease -----------------------------------------------------------------
 
-    async def apply(self, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         """Write a batch of the journal under the present lease; see `Store.apply`."""
         node_id = self.node_id
-        return await self._under_lease(node_id, self._store.apply(node_id, batch), what="the batch")
+        applying = self._store.apply(node_id, batch, patiently=patiently)
+        return await self._under_lease(node_id, applying, what="the batch")
 
     async def take_over_due(self, *, limit: int) -> Sequence[Owned]:
         """See `Store.take_over_due`."""

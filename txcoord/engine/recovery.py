@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from txcoord.engine.clock import Clock, sleep_until
 from txcoord.engine.gate import Gate
@@ -52,9 +52,11 @@ class Recovery:
         self._resume = resume
         self._look = asyncio.Event()
         self._next_due_us: int | None = None
-        # Not for one at a time: a take-over costs two statements, however many it takes.
+        # Not for one at a time: a take-over costs a few statements, however many it takes.
         self._enough_room = max(1, min(settings.take_over_batch, settings.max_recovering // 2, settings.max_live // 2))
         self._waits_for_room = False
+        self._take_at_most = settings.take_over_batch
+        """Halved when a take-over fails: it may have been too much for the time there is."""
         self._must_reconcile = asyncio.Event()
         self.recovering = 0
         """Transactions taken over that are live."""
@@ -121,7 +123,7 @@ class Recovery:
                 return
             self._next_due_us = None
             async with self.gate.alone():
-                taken = await self._ownership.take_over_due(limit=room)
+                taken = await self._take(room)
                 for owned in taken:
                     self._resume(owned)
             if len(taken) < room:
@@ -130,13 +132,23 @@ class Recovery:
                     self._note_due(next_due_us)
                 return
 
+    async def _take(self, room: int) -> Sequence[Owned]:
+        try:
+            taken = await self._ownership.take_over_due(limit=room)
+        except StoreUnavailableError:
+            self._take_at_most = max(1, room // 2)
+            raise
+        # Slowly, so that the next failure is far.
+        self._take_at_most = min(self._take_at_most + self._take_at_most // 16 + 1, self._settings.take_over_batch)
+        return taken
+
     def _room(self) -> int:
         """How many more may be taken over now."""
         if self.is_draining:
             return 0
         settings = self._settings
         return min(
-            settings.take_over_batch,
+            self._take_at_most,
             settings.max_recovering - self.recovering,
             settings.max_live - len(self._live),
         )
@@ -176,4 +188,6 @@ class Recovery:
                 released = await self._store.release(node_id, stray, now_us=self._clock.now_us())
                 log.warning("released transactions that nobody drove", count=released)
                 self.look()
+                if released < len(stray):
+                    return False  # the rows of some are locked, or they have just gone to somebody else
             return all(self._live[gid].epoch == epoch for gid, epoch in owned if gid in self._live)

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=100,
-        description="Database connections of each process for what clients ask; it has three more for its own work.",
+        description="Database connections of each process for what clients ask; it has seven more for its own work.",
     )
     store_timeout_s: float = Field(10.0, ge=0.1, le=600, description="Longest wait for one answer of the database.")
 

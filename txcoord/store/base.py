@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
 from txcoord.model import MICROSECONDS, GlobalTransaction, Pattern, Status
+
+T = TypeVar("T")
 
 
 class Create(Struct, frozen=True, kw_only=True):
@@ -89,6 +91,11 @@ class Stored(Struct, frozen=True, kw_only=True):
     """Node that drives it; 0: parked; None: final."""
     epoch: int
 
+    def without_payloads(self) -> Stored:
+        """It as a listing has it."""
+        branches = tuple(branch.replace(payload=b"") for branch in self.tx.branches)
+        return Stored(id=self.id, tx=self.tx.replace(branches=branches), owner=self.owner, epoch=self.epoch)
+
 
 class ListQuery(Struct, frozen=True, kw_only=True):
     """Which transactions to list: newest first, after `before_id`. Times are inclusive."""
@@ -112,6 +119,14 @@ class KeyValue(Struct, frozen=True, kw_only=True):
     """1 when it is made, one more with each change."""
     created_us: int
     updated_us: int
+
+
+class Page(Struct, Generic[T], frozen=True, kw_only=True):
+    """A part of what matches a query."""
+
+    items: Sequence[T]
+    has_more: bool
+    """Whether more may match behind the last of these. There is at least one item then."""
 
 
 class KvQuery(Struct, frozen=True, kw_only=True):
@@ -150,7 +165,10 @@ class Store(Protocol):
         """Register this process as a node with a fresh lease; return its id (> 0, never reused)."""
 
     async def renew(self, node_id: int, *, lease_s: float) -> bool:
-        """Prolong the lease. False: it had ended, or the node is gone; it is not revived."""
+        """Prolong the lease. False: it had ended, or the node is gone; it is not revived.
+
+        That is compared, and the new end reckoned, when nothing is left to wait for.
+        """
 
     async def leave(self, node_id: int, *, now_us: int) -> None:
         """Give up the lease and park, due at `now_us`, whatever the node still owns. Idempotent."""
@@ -170,7 +188,7 @@ class Store(Protocol):
 
     # -- the journal -----------------------------------------------------------------
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         """Apply a batch in one database transaction; answer for each change, in order.
 
         The node's lease is checked in the same transaction and held against
@@ -188,6 +206,10 @@ class Store(Protocol):
             LeaseLostError: the node's lease has ended; nothing was written.
             ValueError: it is larger than the database takes at once; nothing was written.
                 A part of the batch may do; a single change is refused for good.
+            TransactionsLockedError: other transactions of the database hold the rows that it
+                names; nothing was written. Without those the batch may be applied at once.
+                The batch has waited a moment for them; one that is not applied `patiently`
+                has not, if they were locked before it came.
             StoreUnavailableError: nothing is known to be applied; try again later.
         """
 
@@ -199,7 +221,8 @@ class Store(Protocol):
         Several nodes calling this at once get different ones and do not wait for each
         other, where the database can do that. What cannot be read (a row of a newer version, or
         changed by hand) is logged with its gid and put off by `UNREADABLE_US`, so that the
-        others go on: fewer than `limit` does not mean that no more are due.
+        others go on. Of large ones so many are taken as can be read in a moment. So fewer than
+        `limit` does not mean that no more are due.
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.
@@ -216,6 +239,8 @@ class Store(Protocol):
 
         Raises:
             LeaseLostError: the node's lease has ended; nothing was taken.
+            TransactionsLockedError: another transaction of the database holds its row; nothing
+                was taken. Nothing waits for that: neither this, nor what needs the node's lease.
         """
 
     async def next_due_us(self) -> int | None:
@@ -231,6 +256,7 @@ class Store(Protocol):
     async def release(self, node_id: int, gids: Sequence[str], *, now_us: int) -> int:
         """Park those of `gids` that belong to this node, due at `now_us`, epochs raised.
 
+        Those whose rows are locked just now are left alone: call again.
         What was taken over due `AT_ONCE`, and not written since, is due so again; in
         `release_dead` and `leave` as well.
 
@@ -248,8 +274,10 @@ class Store(Protocol):
                 the sentence names the gid.
         """
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        """Transactions that match, newest (highest id) first: `limit` of them, or all there are.
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
+        """Transactions that match, newest (highest id) first, their branches without payloads:
+        `limit` of them, or all there are; fewer if they are so large that they would fill the
+        memory, or reading them would last too long.
 
         What cannot be read is logged with its gid and left out.
 
@@ -267,6 +295,10 @@ class Store(Protocol):
 
         Returns:
             It as it was before (final: nothing was changed); None: no such gid.
+
+        Raises:
+            TransactionsLockedError: another transaction of the database holds its row, and has
+                for a while; nothing was changed.
         """
 
     async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
@@ -275,6 +307,9 @@ class Store(Protocol):
 
         Returns:
             It as it was before; None: no such gid.
+
+        Raises:
+            TransactionsLockedError: as `force_stop`.
         """
 
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
@@ -289,8 +324,8 @@ class Store(Protocol):
     async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
         """Those of a category that have one of these keys, in no particular order."""
 
-    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
-        """Documents that match, newest first: `limit` of them, or all there are."""
+    async def list_kv(self, query: KvQuery) -> Page[KeyValue]:
+        """Documents that match, newest first: `limit` of them, or all there are; fewer if they are large."""
 
     async def put_kv(
         self, category: str, key: str, value: str, *, replaces: KeyValue | None, now_us: int

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from txcoord.errors import LeaseLostError, StoreUnavailableError
 from txcoord.model import AT_ONCE, MICROSECONDS, BranchOp, GlobalTransaction, Status
-from txcoord.store.base import Applied, Change, Create, KeyValue, KvQuery, ListQuery, Owned, Save, Stored
+from txcoord.store.base import Applied, Change, Create, KeyValue, KvQuery, ListQuery, Owned, Page, Save, Stored
 from txcoord.store.codec import clean_text
 
 PARKED = 0
@@ -114,7 +114,7 @@ class MemoryStore:
 
         return self._run("release_dead", work)
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
         def work() -> Sequence[Applied]:
             self._check_lease(node_id)
             return [self._apply_one(node_id, change) for change in batch]
@@ -163,10 +163,11 @@ class MemoryStore:
     async def find(self, gid: str) -> Stored | None:
         return self._run("find", lambda: row.stored() if (row := self._rows.get(gid)) else None)
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        def work() -> Sequence[Stored]:
-            found = [row.stored() for row in reversed(self._rows.values()) if _matches(row, query)]
-            return found[: query.limit]
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
+        def work() -> Page[Stored]:
+            rows = [row for row in reversed(self._rows.values()) if _matches(row, query)][: query.limit]
+            found = [row.stored().without_payloads() for row in rows]
+            return Page(items=found, has_more=len(found) == query.limit)
 
         return self._run("list_transactions", work)
 
@@ -226,10 +227,11 @@ class MemoryStore:
 
         return self._run("find_kv", work)
 
-    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
-        def work() -> Sequence[KeyValue]:
+    async def list_kv(self, query: KvQuery) -> Page[KeyValue]:
+        def work() -> Page[KeyValue]:
             found = [document for document in self._documents.values() if _is_listed(document, query)]
-            return sorted(found, key=lambda document: -document.id)[: query.limit]
+            found = sorted(found, key=lambda document: -document.id)[: query.limit]
+            return Page(items=found, has_more=len(found) == query.limit)
 
         return self._run("list_kv", work)
 

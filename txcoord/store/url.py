@@ -41,8 +41,8 @@ def open_store(
 
     Args:
         timeout_s: bound of each call of the database.
-        pool_size: connections to a database server for what clients ask; the journal has its own, and the
-            node's leases and take-overs have two.
+        pool_size: connections to a database server for what clients ask; the journal has its own, the node's
+            leases and take-overs have two, and what changes a single transaction has four.
         now_us: the clock that leases are measured by where the store has none of its own (memory, SQLite).
 
     Raises:

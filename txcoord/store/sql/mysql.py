@@ -60,11 +60,22 @@ _WITH_DEFINITION = b",definition=%b"
 # Relies on: the unique key on gid.
 _LOOK = b"SELECT gid, token, epoch FROM global_transaction WHERE gid IN (%b)"
 
+# READ UNCOMMITTED, for the one transaction after it, shows what is just being created as well.
+_ALSO_UNCOMMITTED = b"SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED"
+_THERE = b"SELECT gid FROM global_transaction WHERE gid IN (%b)"
+_UNLOCKED = _THERE + b" FOR UPDATE SKIP LOCKED"
+
 _COMMIT = b"COMMIT"
 _ROLLBACK = b"ROLLBACK"
 
 _OUT_OF_RANGE = 1690
-_LOCK_CONFLICTS = (1205, 1213, 3572)
+_LOCK_TIME_OUTS = (1205, 3572)
+_LOCK_CONFLICTS = (*_LOCK_TIME_OUTS, 1213)
+
+_JOURNAL_LOCK_WAIT = "innodb_lock_wait_timeout = 1"
+"""How long a batch waits for a locked row: longer than another's commit takes, and the least that MySQL knows."""
+_NO_LOCK_WAIT = "innodb_lock_wait_timeout = 1 /*M! , innodb_lock_wait_timeout = 0 */"
+"""MariaDB does without any, in all of its statements."""
 _FAULTS = (
     pymysql.err.ProgrammingError,
     pymysql.err.DataError,
@@ -91,24 +102,26 @@ class MysqlStore(ServerStore["JournalConnection"]):
     def _clock_us(self) -> ColumnElement[int]:
         return literal_column(_CLOCK_US, BigInteger)
 
-    def _session(self) -> str:
-        lock_wait_s = max(1, round(self._timeout_s / 2))
+    def _session(self, *, lock_wait: str | None = None) -> str:
+        if lock_wait is None:
+            lock_wait = f"innodb_lock_wait_timeout = {max(1, round(self._timeout_s / 2))}"
+        timeout_s = max(1, round(self._timeout_s))
         return (
             "SET SESSION time_zone = '+00:00',"
             " collation_connection = 'utf8mb4_bin',"
             " sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO',"
             # Shorter than our own patience, so that the server says what is in the way.
-            f" innodb_lock_wait_timeout = {lock_wait_s},"
-            # A process that hangs in the middle of a transaction must not hold its locks for ever. (Connections that
-            # nobody uses end by it too, and are replaced when they are needed.)
-            f" wait_timeout = {3 * round(self._timeout_s) + 30}"
+            f" {lock_wait},"
+            # A process that hangs in the middle of a transaction must not hold its locks for long. (Connections that
+            # nobody uses end by the first too, and are replaced when they are needed. Only MariaDB has the second.)
+            f" wait_timeout = {3 * timeout_s + 30} /*M! , idle_transaction_timeout = {timeout_s} */"
         )
 
-    def _connect_args(self) -> dict[str, Any]:
+    def _connect_args(self, *, waits: bool = True) -> dict[str, Any]:
         return {
             "charset": "utf8mb4",
             "connect_timeout": self._timeout_s,
-            "init_command": self._session(),
+            "init_command": self._session(lock_wait=None if waits else _NO_LOCK_WAIT),
             "ssl": self._tls(),
         }
 
@@ -141,7 +154,7 @@ class MysqlStore(ServerStore["JournalConnection"]):
             charset="utf8mb4",
             connect_timeout=self._timeout_s,
             client_flag=CLIENT.MULTI_STATEMENTS,
-            init_command=self._session(),
+            init_command=self._session(lock_wait=_JOURNAL_LOCK_WAIT),
             ssl=self._tls(),
             autocommit=False,
         )
@@ -177,13 +190,23 @@ class MysqlStore(ServerStore["JournalConnection"]):
         found = {row[0]: row for row in await connection.select(_LOOK % gids)}
         return [is_done(change, found.get(change.tx.gid)) for change in batch]
 
+    async def _locked(self, connection: JournalConnection, gids: Sequence[str]) -> Sequence[str]:
+        names = b",".join(map(_text, gids))
+        await connection.run([_ALSO_UNCOMMITTED])
+        there = {row[0] for row in await connection.select(_THERE % names)}
+        unlocked = {row[0] for row in await connection.select(_UNLOCKED % names)}
+        return [gid for gid in gids if gid in there and gid not in unlocked]
+
+    def _is_lock_time_out(self, error: BaseException) -> bool:
+        return _number_of(error) in _LOCK_TIME_OUTS
+
     def _is_lock_conflict(self, error: BaseException) -> bool:
-        return isinstance(error, pymysql.err.MySQLError) and bool(error.args) and error.args[0] in _LOCK_CONFLICTS
+        return _number_of(error) in _LOCK_CONFLICTS
 
     def _is_unavailable(self, error: BaseException) -> bool:
         if not isinstance(error, pymysql.err.MySQLError) or isinstance(error, _FAULTS):
             return False
-        return not (error.args and error.args[0] in _TOO_LARGE)
+        return _number_of(error) not in _TOO_LARGE
 
 
 class JournalConnection(aiomysql.Connection):  # type: ignore[misc]  # aiomysql has no types
@@ -330,6 +353,10 @@ def _update(change: Save, node_id: int) -> bytes:
         change.epoch,
         tx.updated_us,
     )
+
+
+def _number_of(error: BaseException) -> int | None:
+    return error.args[0] if isinstance(error, pymysql.err.MySQLError) and error.args else None
 
 
 def _gid(change: Change) -> str:

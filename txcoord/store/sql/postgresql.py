@@ -20,12 +20,13 @@ _CLOCK_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 # One statement is one transaction, one round trip, one flush of the log; its text does not depend on the
 # batch, so that it is prepared once. The fence comes first, because both writes take their rows from it: a
-# node whose lease has ended finds none, and FOR SHARE keeps `release_dead` waiting until this has committed.
+# node whose lease has ended finds none, and FOR KEY SHARE keeps `release_dead`, but not `renew`, waiting until this
+# has committed.
 # Rows are updated in the order of the arrays, which is that of the gids. A definition that is not written stays
 # where it is: a large one is kept outside the row, and the new row only points to it again.
 _APPLY = f"""
 WITH fence AS MATERIALIZED (
-    SELECT id FROM node WHERE id = $1::bigint AND expires_us > {_CLOCK_US} FOR SHARE
+    SELECT id FROM node WHERE id = $1::bigint AND expires_us > {_CLOCK_US} FOR KEY SHARE
 ), created AS (
     INSERT INTO global_transaction (gid, pattern, status, owner, epoch, token, created_us, updated_us, due_us,
                                     deadline_us, finished_us, definition, progress, rollback_reason, result)
@@ -55,6 +56,10 @@ SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM created) + (SELECT co
 # Relies on: the unique key on gid.
 _LOOK = "SELECT gid, token, epoch FROM global_transaction WHERE gid = ANY($1::text[])"
 
+# What the writing statement would wait for.
+_THERE = "SELECT gid FROM global_transaction WHERE gid = ANY($1::text[])"
+_UNLOCKED = f"{_THERE} FOR NO KEY UPDATE SKIP LOCKED"
+
 # A plan that was made while the table was empty, or without statistics, must not be kept: it would read the whole
 # table once that is large. Every row that a batch touches is found by its key, so nothing else is allowed.
 # The plan is then made once.
@@ -75,7 +80,15 @@ _UNAVAILABLE = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58")
 """SQLSTATEs (or their class) that say how the server is, not what is wrong with a statement: connection, read-only,
 log-in, no such database, rollback, resources, lock, intervention and shutdown, system."""
 
-_LOCK_CONFLICTS = ("40P01", "40001", "55P03")
+_LOCK_TIME_OUT = "55P03"
+_LOCK_CONFLICTS = ("40P01", "40001", _LOCK_TIME_OUT)
+
+_JOURNAL_LOCK_WAIT_MS = 500
+"""How long a batch waits for locked rows: longer than another's commit takes, and not so long that it is felt."""
+
+
+_ROW_LOCK_WAIT_MS = 10
+"""An UPDATE cannot be told not to wait at all."""
 
 
 class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
@@ -86,16 +99,17 @@ class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
     def _clock_us(self) -> ColumnElement[int]:
         return literal_column(_CLOCK_US, BigInteger)
 
-    def _connect_args(self) -> dict[str, Any]:
-        return {"timeout": self._timeout_s, "server_settings": self._session()}
+    def _connect_args(self, *, waits: bool = True) -> dict[str, Any]:
+        session = self._session(lock_wait_ms=None if waits else _ROW_LOCK_WAIT_MS)
+        return {"timeout": self._timeout_s, "server_settings": session}
 
-    def _session(self) -> dict[str, str]:
+    def _session(self, *, lock_wait_ms: int | None = None) -> dict[str, str]:
         wait_ms = round(self._timeout_s * 1000)
         return {
             "application_name": "txcoord",
             "timezone": "UTC",
             # Shorter than our own patience, so that the server says who is in the way.
-            "lock_timeout": str(wait_ms // 2),
+            "lock_timeout": str(lock_wait_ms or wait_ms // 2),
             # A process that hangs in the middle of a transaction must not hold its locks for long.
             "idle_in_transaction_session_timeout": str(wait_ms),
         }
@@ -113,7 +127,7 @@ class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
             password=self._url.password,
             database=self._url.database,
             timeout=self._timeout_s,
-            server_settings=self._session(),
+            server_settings=self._session(lock_wait_ms=min(_JOURNAL_LOCK_WAIT_MS, round(self._timeout_s * 500))),
             **self._url.query,
         )
         try:
@@ -151,6 +165,14 @@ class PostgresStore(ServerStore["asyncpg.Connection[Any]"]):
             return [Applied.DONE] * done
         found = {row[0]: row for row in await connection.fetch(_LOOK, [change.tx.gid for change in batch])}
         return [is_done(change, found.get(change.tx.gid)) for change in batch]
+
+    async def _locked(self, connection: asyncpg.Connection[Any], gids: Sequence[str]) -> Sequence[str]:
+        there = {row[0] for row in await connection.fetch(_THERE, gids)}
+        unlocked = {row[0] for row in await connection.fetch(_UNLOCKED, gids)}
+        return [gid for gid in gids if gid in there and gid not in unlocked]
+
+    def _is_lock_time_out(self, error: BaseException) -> bool:
+        return _sqlstate(error) == _LOCK_TIME_OUT
 
     def _is_lock_conflict(self, error: BaseException) -> bool:
         return _sqlstate(error) in _LOCK_CONFLICTS

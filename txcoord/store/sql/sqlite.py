@@ -148,7 +148,8 @@ class SqliteStore(SqlStore):
         if lock is not None:
             lock.close()
 
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]:
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]:
+        # Nothing is ever locked here: there is one writer.
         creates = [create_row(change, node_id) for change in batch if isinstance(change, Create)]
         saves = [change for change in batch if isinstance(change, Save)]
         saved = [save_row(change, node_id) for change in saves]
@@ -166,6 +167,9 @@ class SqliteStore(SqlStore):
         return await self._bounded(self._writer if own else self._reader, work)
 
     async def _write(self, work: Work[T], *, own: bool = False) -> T:
+        return await self._bounded(self._writer, work)
+
+    async def _change_one(self, gid: str, work: Work[T], *, patiently: bool) -> T:
         return await self._bounded(self._writer, work)
 
     async def _bounded(self, worker: _Worker | None, work: Work[T], *, begin: bool = True) -> T:

@@ -1,16 +1,18 @@
 """The statements that all SQL stores share, in SQLAlchemy Core: everything but the journal's batches.
 
-Each function runs inside a transaction of its caller, at READ COMMITTED (SQLite: alone), and every
-statement that writes compares what it relies on in its own WHERE. Rows of others are locked with SKIP LOCKED,
-so that several coordinators share the work and do not wait for each other.
+Each function runs inside a transaction of its caller, at READ COMMITTED (SQLite: alone); those that change a single
+row may also run with each statement on its own. Every statement that writes compares what it relies on in its own
+WHERE. Rows of others are locked with SKIP LOCKED, so that several coordinators share the work and do not wait for each
+other. The node's lease comes last, when nothing is left to wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import (
     ARRAY,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     Connection,
     Insert,
     Select,
+    Update,
     any_,
     case,
     delete,
@@ -34,7 +37,7 @@ from txcoord.errors import LeaseLostError, SchemaError
 from txcoord.logs import get_logger
 from txcoord.model import AT_ONCE, GlobalTransaction, Pattern, Status
 from txcoord.store import codec
-from txcoord.store.base import UNREADABLE_US, KeyValue, KvQuery, ListQuery, Owned, Stored
+from txcoord.store.base import UNREADABLE_US, KeyValue, KvQuery, ListQuery, Owned, Page, Stored
 from txcoord.store.sql.rows import FENCED, PARKED
 from txcoord.store.sql.tables import global_transaction as gt
 from txcoord.store.sql.tables import kv, node
@@ -157,7 +160,11 @@ def join(connection: Connection, clock_us: ColumnElement[int], *, name: str, lea
 
 
 def renew(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, lease_us: int) -> bool:
-    """Relies on: the row count. A lease that has ended, or was fenced (0), is not greater than now."""
+    """Relies on: the row count. A lease that has ended, or was fenced (0), is not greater than now.
+
+    Locked first: PostgreSQL compares before it waits for a lock, and not again if nothing was changed meanwhile.
+    """
+    connection.execute(select(node.c.id).where(node.c.id == node_id).with_for_update(key_share=True))
     statement = (
         update(node).where(node.c.id == node_id, node.c.expires_us > clock_us).values(expires_us=clock_us + lease_us)
     )
@@ -165,14 +172,20 @@ def renew(connection: Connection, clock_us: ColumnElement[int], *, node_id: int,
 
 
 def check_lease(connection: Connection, clock_us: ColumnElement[int], *, node_id: int) -> None:
-    """Hold the node's lease until the transaction ends: whoever wants to fence it waits for this row's lock."""
-    statement = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us).with_for_update(read=True)
-    if connection.execute(statement).first() is None:
+    """Hold the node's lease until the transaction ends: whoever wants to fence it waits for this row's lock.
+
+    To renew it has to wait too on MySQL, so nothing that may take long comes after this. On PostgreSQL it has not
+    (KEY SHARE), as those that share a lock there let others join them, though somebody waits.
+    """
+    statement = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us)
+    if connection.execute(statement.with_for_update(read=True, key_share=True)).first() is None:
         raise LeaseLostError(f"the lease of node {node_id} has ended")
 
 
 def fence(connection: Connection, *, node_id: int) -> None:
     """Waits for a batch of this node that is under way. Relies on: the row lock of `check_lease`."""
+    # An UPDATE alone would not wait for a KEY SHARE of PostgreSQL.
+    connection.execute(select(node.c.id).where(node.c.id == node_id).with_for_update())
     connection.execute(update(node).where(node.c.id == node_id).values(expires_us=FENCED))
 
 
@@ -219,10 +232,15 @@ def take_over_due(
 
     What cannot be read comes first each time: it is put off, or nothing behind it would ever be taken.
     """
-    check_lease(connection, clock_us, node_id=node_id)
-    due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us).limit(limit)
-    rows = connection.execute(due.with_for_update(skip_locked=True)).all()
+    due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us)
+    due = due.with_for_update(skip_locked=True)
+    rows: list[Sequence[Any]] = []
+    for portion in _portions(limit, rows, _size):
+        # Those of the portions before are locked too, by ourselves.
+        others = due.where(~among(connection, gt.c.id, [row[0] for row in rows])) if rows else due
+        rows += connection.execute(others.limit(portion)).all()
     found, unreadable = _readable(rows)
+    check_lease(connection, clock_us, node_id=node_id)
     if found:
         mine = update(gt).where(among(connection, gt.c.id, [stored.id for stored in found]))
         connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
@@ -230,16 +248,63 @@ def take_over_due(
     return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
 
 
+ENOUGH_BYTES = 16 * 1024 * 1024
+"""Having read so much, nothing more is read in one transaction: it would last too long, and memory is bounded."""
+
+_FIRST_PORTION = 4
+_GROWTH = 4
+_LARGEST_PORTION = 64
+
+
+def _portions(limit: int, rows: Sequence[Sequence[Any]], size_of: Callable[[Sequence[Any]], int]) -> Iterator[int]:
+    """How many rows to read next, until `limit` are read, or `ENOUGH_BYTES`, or there are no more.
+
+    What a row holds is only known when it has been read: MariaDB and SQLite read all of a text to tell its length. So
+    the first portion is small, and each is as large as it may be if the rows go on like those before.
+    """
+    size = counted = 0
+    portion = min(_FIRST_PORTION, limit)
+    while portion > 0:
+        yield portion
+        if len(rows) < counted + portion:
+            return
+        size += sum(map(size_of, rows[counted:]))
+        counted = len(rows)
+        fits = (ENOUGH_BYTES - size) * counted // max(size, 1)
+        portion = min(limit - counted, _GROWTH * counted, _LARGEST_PORTION, fits)
+
+
+def _size(row: Sequence[Any]) -> int:
+    # The texts without a bound of their own: reason, result, definition, progress.
+    return sum(map(len, row[-4:]))
+
+
 def claim_prepared(connection: Connection, clock_us: ColumnElement[int], *, node_id: int, gid: str) -> Owned | None:
-    """Relies on: the unique key on gid; the row lock, from reading it until it is this node's."""
-    check_lease(connection, clock_us, node_id=node_id)
-    stored = find(connection, gid=gid, lock=True)
-    if stored is None:
-        return None
-    mine = update(gt).where(gt.c.id == stored.id, gt.c.status == Status.PREPARED.value)
-    if connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1)).rowcount != 1:
-        return None
-    return Owned(tx=stored.tx, epoch=stored.epoch + 1)
+    """Relies on: the unique key on gid; what `_still_as` compares."""
+    has_lease = select(node.c.id).where(node.c.id == node_id, node.c.expires_us > clock_us)
+    while True:
+        stored = find(connection, gid=gid)
+        if stored is not None and stored.tx.status is Status.PREPARED:
+            # The lease is held by the statement that relies on it, and so against whoever fences the node.
+            mine = _still_as(stored).where(has_lease.with_for_update(read=True, key_share=True).exists())
+            if connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1)).rowcount == 1:
+                return Owned(tx=stored.tx, epoch=stored.epoch + 1)
+        if connection.execute(has_lease).first() is None:
+            raise LeaseLostError(f"the lease of node {node_id} has ended")
+        if stored is None or stored.tx.status is not Status.PREPARED:
+            return None
+
+
+def _still_as(stored: Stored) -> Update:
+    """An update of a transaction as it was found; of none if anything has been written to it since.
+
+    So it need not be locked from reading it to writing it. Each statement may be a transaction of its own, and a
+    process that hangs between the two holds nothing.
+    """
+    tx = stored.tx
+    same_owner = gt.c.owner.is_(None) if stored.owner is None else gt.c.owner == stored.owner
+    same_save = (gt.c.epoch == stored.epoch) & (gt.c.updated_us == tx.updated_us) & (gt.c.status == tx.status.value)
+    return update(gt).where(gt.c.id == stored.id, same_owner, same_save)
 
 
 def next_due_us(connection: Connection) -> int | None:
@@ -254,11 +319,11 @@ def owned(connection: Connection, *, node_id: int) -> Sequence[tuple[str, int]]:
 
 
 def release(connection: Connection, *, node_id: int, gids: Sequence[str], now_us: int) -> int:
-    """Waits for the rows' locks: the node itself asks, and nobody else writes what it owns for long."""
+    """What is locked just now is left for another time: a gate is closed while this runs."""
     total = 0
     for start in range(0, len(gids), CHUNK):
         mine = select(gt.c.id).where(among(connection, gt.c.gid, gids[start : start + CHUNK]), gt.c.owner == node_id)
-        ids = connection.scalars(mine.order_by(gt.c.id).with_for_update()).all()
+        ids = _lock(connection, mine.order_by(gt.c.id))
         total += _park(connection, ids, due_us=_due_again(now_us))
     return total
 
@@ -289,36 +354,16 @@ def _lock(connection: Connection, statement: Select[Any]) -> Sequence[int]:
 # -- queries and operators -----------------------------------------------------------
 
 
-def find(connection: Connection, *, gid: str, lock: bool = False) -> Stored | None:
+def find(connection: Connection, *, gid: str) -> Stored | None:
     """Relies on: the unique key on gid."""
     if not _can_be_stored(gid):
         return None
-    statement = select(*_COLUMNS).where(gt.c.gid == gid)
-    row = connection.execute(statement.with_for_update() if lock else statement).first()
+    row = connection.execute(select(*_COLUMNS).where(gt.c.gid == gid)).first()
     # MySQL compares as if the shorter text were filled up with spaces.
     return stored_from(row) if row is not None and row[3] == gid else None
 
 
-def list_transactions(connection: Connection, query: ListQuery) -> Sequence[Stored]:
-    """A page is filled up behind rows that cannot be read: a short one would end the listing."""
-    found: list[Stored] = []
-    skipped = 0
-    while True:
-        rows = _page(connection, query)
-        readable, unreadable = _readable(rows)
-        found += readable
-        skipped += len(unreadable)
-        if not unreadable or len(rows) < query.limit:
-            return found
-        if skipped > _MOST_SKIPPED:
-            raise SchemaError(
-                f"{skipped} stored transactions cannot be read, such as {rows[-1][3]}: "
-                "they were written by a newer version of txcoord; start that version"
-            )
-        query = replace(query, limit=len(unreadable), before_id=rows[-1][0])
-
-
-def _page(connection: Connection, query: ListQuery) -> Sequence[Sequence[Any]]:
+def listed_ids(connection: Connection, query: ListQuery) -> Sequence[int]:
     """Relies on: the primary key, read backwards; for an unfinished status on index (owner, due_us).
 
     Of a million finished rows none is looked at to find the few unfinished: the sum in ORDER BY keeps the planner from
@@ -340,15 +385,37 @@ def _page(connection: Connection, query: ListQuery) -> Sequence[Sequence[Any]]:
     else:
         ids = ids.where(gt.c.owner.is_not(None)).order_by((gt.c.id + 0).desc())
         ids = ids.with_hint(gt, f"FORCE INDEX ({OWNER_DUE_INDEX})", "mysql")
-    page = connection.scalars(ids).all()
-    if not page:
-        return ()
-    rows = select(*_COLUMNS).where(among(connection, gt.c.id, page)).order_by(gt.c.id.desc())
-    return connection.execute(rows).all()
+    return connection.scalars(ids).all()
 
 
-_MOST_SKIPPED = 1000
-"""Rows in a row that cannot be read, before a listing gives up."""
+class Listed(Struct, frozen=True):
+    """The first of some transactions, as a listing shows them."""
+
+    found: Sequence[Stored]
+    looked_at: int
+    """How many they are of those asked for, with those that are not there any more, or cannot be read."""
+    unreadable: int
+    size: int
+    """Bytes of text that are left without the payloads."""
+
+
+def read_listed(connection: Connection, *, ids: Sequence[int]) -> Listed:
+    """Read as many as may be read at once. Relies on: the primary key."""
+    rows: list[Sequence[Any]] = []
+    looked_at = 0
+    for portion in _portions(len(ids), rows, _size):
+        some = among(connection, gt.c.id, ids[looked_at : looked_at + portion])
+        rows += connection.execute(select(*_COLUMNS).where(some).order_by(gt.c.id.desc())).all()
+        looked_at += portion
+    readable, unreadable = _readable(rows)
+    payloads = sum(len(branch.payload) for stored in readable for branch in stored.tx.branches)
+    return Listed(
+        [stored.without_payloads() for stored in readable],
+        looked_at,
+        len(unreadable),
+        max(sum(map(_size, rows)) - payloads, 0),
+    )
+
 
 OWNER_DUE_INDEX = "ix_global_transaction_owner_due"
 
@@ -362,33 +429,35 @@ def count_by_status(connection: Connection) -> dict[Status, int]:
 
 
 def force_stop(connection: Connection, *, gid: str, now_us: int, reason: str) -> Stored | None:
-    """Relies on: the row lock, from reading what it was until it is failed."""
-    before = find(connection, gid=gid, lock=True)
-    if before is not None and before.owner is not None:
-        stopped = update(gt).where(gt.c.id == before.id)
-        connection.execute(
-            stopped.values(
-                status=Status.FAILED.value,
-                owner=None,
-                epoch=gt.c.epoch + 1,
-                updated_us=now_us,
-                due_us=None,
-                finished_us=now_us,
-                rollback_reason=codec.clean_text(reason),
-            )
+    """Relies on: the unique key on gid; what `_still_as` compares."""
+    while True:
+        before = find(connection, gid=gid)
+        if before is None or before.owner is None:
+            return before
+        stopped = _still_as(before).values(
+            status=Status.FAILED.value,
+            owner=None,
+            epoch=gt.c.epoch + 1,
+            updated_us=now_us,
+            due_us=None,
+            finished_us=now_us,
+            rollback_reason=codec.clean_text(reason),
         )
-    return before
+        if connection.execute(stopped).rowcount == 1:
+            return before
 
 
 def make_due(connection: Connection, *, gid: str, now_us: int) -> Stored | None:
-    """Relies on: the row lock, as `force_stop`."""
-    before = find(connection, gid=gid, lock=True)
-    if before is not None and not before.owner:
+    """Relies on: as `force_stop`."""
+    while True:
+        before = find(connection, gid=gid)
+        if before is None or before.owner:
+            return before
         # The epoch of a parked one goes up, so that a batch applied a second time does not put the old time back.
         due_us, raised = (now_us, 0) if before.owner is None else (AT_ONCE, 1)
-        due = update(gt).where(gt.c.id == before.id)
-        connection.execute(due.values(due_us=due_us, updated_us=now_us, epoch=gt.c.epoch + raised))
-    return before
+        due = _still_as(before).values(due_us=due_us, updated_us=now_us, epoch=gt.c.epoch + raised)
+        if connection.execute(due).rowcount == 1:
+            return before
 
 
 def make_far_due(connection: Connection, *, after_us: int, now_us: int, limit: int) -> int:
@@ -414,16 +483,25 @@ def find_kv(connection: Connection, *, category: str, keys: Sequence[str]) -> Se
     return [found for found in map(_key_value, rows) if found.key in wanted and found.category == category]
 
 
-def list_kv(connection: Connection, query: KvQuery) -> Sequence[KeyValue]:
+def list_kv(connection: Connection, query: KvQuery) -> Page[KeyValue]:
     """Relies on: the primary key, read backwards."""
-    page = select(*_KV_COLUMNS).order_by(kv.c.id.desc()).limit(query.limit)
-    if query.before_id is not None:
-        page = page.where(kv.c.id < query.before_id)
+    page = select(*_KV_COLUMNS).order_by(kv.c.id.desc())
     if query.category is not None:
         if not _can_be_stored(query.category):
-            return ()
+            return Page(items=(), has_more=False)
         page = page.where(kv.c.cat == query.category)
-    return [_key_value(row) for row in connection.execute(page)]
+    rows: list[Sequence[Any]] = []
+    asked = 0
+    for portion in _portions(query.limit, rows, _value_size):
+        before_id = rows[-1][0] if rows else query.before_id
+        behind = page if before_id is None else page.where(kv.c.id < before_id)
+        rows += connection.execute(behind.limit(portion)).all()
+        asked += portion
+    return Page(items=[_key_value(row) for row in rows], has_more=len(rows) == asked)
+
+
+def _value_size(row: Sequence[Any]) -> int:
+    return len(row[3])
 
 
 def make_kv(connection: Connection, *, category: str, key: str, value: str, now_us: int) -> KeyValue | None:

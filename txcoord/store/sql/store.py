@@ -9,16 +9,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection
 
 from txcoord.errors import SchemaError
 from txcoord.model import MICROSECONDS, Status
-from txcoord.store.base import ORPHANS_S, Applied, Change, KeyValue, KvQuery, ListQuery, Owned, Stored
+from txcoord.store.base import ORPHANS_S, Applied, Change, KeyValue, KvQuery, ListQuery, Owned, Page, Stored
 from txcoord.store.migrations import HEAD, runs_on, version_of
 from txcoord.store.sql import statements
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
+
+
+_MOST_SKIPPED = 1000
+"""Rows in a row that cannot be read, before a listing gives up."""
 
 
 class SqlStore(ABC):
@@ -37,7 +42,7 @@ class SqlStore(ABC):
     async def close(self) -> None: ...
 
     @abstractmethod
-    async def apply(self, node_id: int, batch: Sequence[Change]) -> Sequence[Applied]: ...
+    async def apply(self, node_id: int, batch: Sequence[Change], *, patiently: bool = True) -> Sequence[Applied]: ...
 
     @abstractmethod
     async def _read(self, work: Work[T], *, own: bool = False) -> T:
@@ -50,6 +55,14 @@ class SqlStore(ABC):
     @abstractmethod
     async def _write(self, work: Work[T], *, own: bool = False) -> T:
         """Do it in one transaction and commit; after a deadlock or lock time-out again, a few times."""
+
+    @abstractmethod
+    async def _change_one(self, gid: str, work: Work[T], *, patiently: bool) -> T:
+        """Do it with each statement on its own, so that no row is locked for longer than one takes.
+
+        Raises:
+            TransactionsLockedError: somebody else's transaction holds the row; at once unless `patiently`.
+        """
 
     @abstractmethod
     def _clock_us(self) -> ColumnElement[int]:
@@ -93,7 +106,8 @@ class SqlStore(ABC):
 
     async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
         clock = self._clock_us()
-        return await self._write(lambda c: statements.claim_prepared(c, clock, node_id=node_id, gid=gid))
+        claim = partial(statements.claim_prepared, clock_us=clock, node_id=node_id, gid=gid)
+        return await self._change_one(gid, claim, patiently=False)
 
     async def next_due_us(self) -> int | None:
         return await self._read(statements.next_due_us, own=True)
@@ -107,17 +121,44 @@ class SqlStore(ABC):
     async def find(self, gid: str) -> Stored | None:
         return await self._read(lambda c: statements.find(c, gid=gid))
 
-    async def list_transactions(self, query: ListQuery) -> Sequence[Stored]:
-        return await self._read(lambda c: statements.list_transactions(c, query))
+    async def list_transactions(self, query: ListQuery) -> Page[Stored]:
+        """In portions, each of them a transaction: payloads, which are not shown, are never all in memory.
+
+        A page is filled up behind rows that cannot be read: a short one would end the listing.
+        """
+        limit, until_s = query.limit, time.monotonic() + self._timeout_s / 2
+        found: list[Stored] = []
+        size = skipped = 0
+        while True:
+            ids = await self._read(partial(statements.listed_ids, query=query))
+            is_last = len(ids) < query.limit
+            while ids:
+                if found and (size >= statements.ENOUGH_BYTES or time.monotonic() >= until_s):
+                    return Page(items=found, has_more=True)
+                part = await self._read(partial(statements.read_listed, ids=ids))
+                found += part.found
+                size += part.size
+                skipped += part.unreadable
+                query = replace(query, before_id=ids[part.looked_at - 1])
+                ids = ids[part.looked_at :]
+            if is_last or len(found) == limit:
+                return Page(items=found, has_more=not is_last and bool(found))
+            if skipped > _MOST_SKIPPED:
+                raise SchemaError(
+                    f"{skipped} stored transactions cannot be read, such as that with the id {query.before_id}: "
+                    "they were written by a newer version of txcoord; start that version"
+                )
+            query = replace(query, limit=limit - len(found))
 
     async def count_by_status(self) -> dict[Status, int]:
         return await self._read(statements.count_by_status)
 
     async def force_stop(self, gid: str, *, now_us: int, reason: str) -> Stored | None:
-        return await self._write(lambda c: statements.force_stop(c, gid=gid, now_us=now_us, reason=reason))
+        stop = partial(statements.force_stop, gid=gid, now_us=now_us, reason=reason)
+        return await self._change_one(gid, stop, patiently=True)
 
     async def make_due(self, gid: str, *, now_us: int) -> Stored | None:
-        return await self._write(lambda c: statements.make_due(c, gid=gid, now_us=now_us))
+        return await self._change_one(gid, partial(statements.make_due, gid=gid, now_us=now_us), patiently=True)
 
     async def make_far_due(self, *, after_us: int, now_us: int, limit: int) -> int:
         return await self._write(lambda c: statements.make_far_due(c, after_us=after_us, now_us=now_us, limit=limit))
@@ -125,7 +166,7 @@ class SqlStore(ABC):
     async def find_kv(self, category: str, keys: Sequence[str]) -> Sequence[KeyValue]:
         return await self._read(lambda c: statements.find_kv(c, category=category, keys=keys))
 
-    async def list_kv(self, query: KvQuery) -> Sequence[KeyValue]:
+    async def list_kv(self, query: KvQuery) -> Page[KeyValue]:
         return await self._read(lambda c: statements.list_kv(c, query))
 
     async def put_kv(
