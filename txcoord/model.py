@@ -112,6 +112,8 @@ class BranchOp(Struct, frozen=True, kw_only=True):
     """Calls that did not succeed, in all; counted only where there is a limit to them."""
     due_us: int = 0
     """Not to be called before this instant."""
+    held_off: str = ""
+    """Why it was put off instead of called, if it was since its last call: its endpoint is left alone for a while."""
     finished_us: int | None = None
     attempts: tuple[Attempt, ...] = ()
     """The latest calls, oldest first."""

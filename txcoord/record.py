@@ -41,6 +41,8 @@ def record_call(
         max_attempts: how many calls in vain it gets before it is given up, as failed; 0: no limit.
     """
     attempts = (*op.attempts, attempt)[-attempts_kept:]
+    if op.held_off:
+        op = op.replace(held_off="")
     if attempt.outcome is Outcome.SUCCESS:
         return op.replace(
             status=OpStatus.SUCCEEDED, failures=0, refusals=0, due_us=0, finished_us=now_us, attempts=attempts
@@ -79,6 +81,8 @@ def record_resume(
             ask again before a whole interval is over would run the workflow twice at once.
     """
     attempts = (*resume.attempts, attempt)[-attempts_kept:]
+    if resume.held_off:
+        resume = resume.replace(held_off="")
     delay_us = ongoing_delay_us(policy, random)
     if attempt.outcome is Outcome.ONGOING:
         return resume.replace(failures=0, due_us=now_us + delay_us, attempts=attempts)
@@ -100,6 +104,6 @@ def record_given_up(op: BranchOp, *, now_us: int) -> BranchOp:
     return op.replace(status=OpStatus.FAILED, due_us=0, finished_us=now_us)
 
 
-def record_held_off(op: BranchOp, *, until_us: int) -> BranchOp:
+def record_held_off(op: BranchOp, *, until_us: int, why: str = "") -> BranchOp:
     """Return an operation whose endpoint is held off: put off, and no failure of its own."""
-    return op.replace(due_us=until_us)
+    return op.replace(due_us=until_us, held_off=why)

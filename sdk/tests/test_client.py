@@ -327,6 +327,10 @@ def test_a_query_shows_the_transaction_with_its_branches_and_attempts(
     assert (action.attempts[0].outcome, action.attempts[0].duration_ms) == (Outcome.UNKNOWN, 12.5)
     assert found.waiting_for == "action of branch 01 answered unknown 500: oops"
 
+    held_off = [branch | {"held_off": "http://b: not called"}]
+    server.answers("/query", Answer(200, {"branches": held_off, "transaction": transaction}))
+    assert client.do("query", "g1").waiting_for == "action of branch 01 is put off: http://b: not called"
+
 
 def test_a_query_of_dtm_is_understood(server: ScriptedCoordinator, client: Client) -> None:
     branch = {"id": 0, "create_time": None, "update_time": None, "branch_id": "01", "op": "business"}

@@ -19,6 +19,7 @@ from tests.engine.harness import (
     now_s,
     settle,
 )
+from txcoord.api.views import branch_views
 from txcoord.model import Op, OpStatus, Outcome, Status
 from txcoord.request import SubmitResult
 
@@ -335,6 +336,20 @@ async def test_calls_held_off_are_no_failures(cluster: Cluster) -> None:
     assert [attempt.outcome for attempt in saga.branches[1].attempts] == [Outcome.SUCCESS]
     [called_s] = cluster.call_times_s("01 action")
     assert 7.5 <= called_s <= 10.1
+
+
+@pytest.mark.parametrize("wait_s", [0.5, 60.0], ids=["live", "parked"])
+async def test_what_is_held_off_says_so_until_it_is_called(cluster: Cluster, wait_s: float) -> None:
+    node = await cluster.start_node()
+    cluster.participants.script("01 action", held_off(wait_s), UNKNOWN)
+
+    result = await node.submit()
+
+    assert result.reason == "action of branch 01 of g1 is put off (held off)"
+    stored = await node.service.query("g1")
+    assert stored is not None
+    assert [view.get("held_off") for view in branch_views(stored.tx)] == [None, "held off", None, None]
+    assert [view.get("held_off") for view in branch_views(await cluster.ended())] == [None] * 4
 
 
 async def test_attempts_are_kept_with_their_times_and_are_bounded(cluster: Cluster) -> None:

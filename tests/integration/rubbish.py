@@ -129,7 +129,8 @@ def _wait_until_explained(http: httpx.Client, gids: list[str]) -> None:
             found = http.get("/query", params={"gid": gid}).json()
             calls = _calls(found)
             goes_on = calls != calls_at_first.setdefault(gid, calls)
-            if not (goes_on or _is_explained(found["transaction"], was_called=bool(calls))):
+            says_why = bool(calls) or any("held_off" in operation for operation in _operations(found))
+            if not (goes_on or _is_explained(found["transaction"], says_why=says_why)):
                 unexplained[gid] = found
         assert time.monotonic() < deadline, unexplained
         gids = list(unexplained)
@@ -137,12 +138,15 @@ def _wait_until_explained(http: httpx.Client, gids: list[str]) -> None:
 
 
 def _calls(found: dict[str, Any]) -> list[Any]:
-    questions = [found["transaction"].get(name, {}) for name in ("check_back", "resume")]
-    return [call for operation in (*found["branches"], *questions) for call in operation.get("attempts", ())]
+    return [call for operation in _operations(found) for call in operation.get("attempts", ())]
 
 
-def _is_explained(transaction: dict[str, Any], *, was_called: bool) -> bool:
+def _operations(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*found["branches"], *(found["transaction"].get(name, {}) for name in ("check_back", "resume"))]
+
+
+def _is_explained(transaction: dict[str, Any], *, says_why: bool) -> bool:
     if transaction["status"] in ("succeed", "failed") or "needs_operator" in transaction:
         return True
     is_waiting = transaction["status"] == "prepared" or "delay" in transaction.get("custom_data", "")
-    return "next_cron_time" in transaction and (was_called or is_waiting)
+    return "next_cron_time" in transaction and (says_why or is_waiting)

@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -131,7 +132,11 @@ def test_a_paused_server_says_nothing_until_it_is_resumed(fragile_postgres: Serv
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT 1")
         fragile_postgres.pause()
-        assert {_state(pid) for pid in [fragile_postgres.pid, *descendants(fragile_postgres.pid)]} == {"T"}
+        # A signal takes effect when its process is next scheduled.
+        give_up_at = time.monotonic() + 20
+        while {_state(pid) for pid in [fragile_postgres.pid, *descendants(fragile_postgres.pid)]} != {"T"}:
+            assert time.monotonic() < give_up_at, "not all of its processes stop"
+            time.sleep(0.01)
         fragile_postgres.resume()
         assert connection.execute("SELECT 2").fetchone() == (2,)
     fragile_postgres.drop_database("paused")

@@ -34,6 +34,7 @@ _branches = st.builds(
     failures=st.integers(0, 1000),
     refusals=st.integers(0, 1000),
     in_vain=st.integers(0, 1000),
+    held_off=st.sampled_from(["", "http://h:80: not called, it is held off"]),
     due_us=_numbers,
     finished_us=st.none() | _numbers,
     attempts=st.lists(_attempts, max_size=3).map(tuple),

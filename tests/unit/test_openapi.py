@@ -114,9 +114,12 @@ def test_examples_are_of_their_schemas_and_can_be_read(path: str, example: dict[
 
 def test_every_key_that_is_answered_is_described() -> None:
     attempt = Attempt(at_us=1, duration_us=1, outcome=Outcome.UNKNOWN, code=500, detail="out of order")
-    done = {"finished_us": 3, "attempts": (attempt,)}
+    done = {"finished_us": 3, "attempts": (attempt,), "held_off": "left alone"}
     action = BranchOp(branch_id="01", op=Op.ACTION, url="u", payload=b"{}", status=OpStatus.SUCCEEDED, **done)
-    questions = [BranchOp(branch_id="00", op=op, url="u", attempts=(attempt,)) for op in (Op.MSG, Op.RESUME)]
+    questions = [
+        BranchOp(branch_id="00", op=op, url="u", attempts=(attempt,), held_off="left alone")
+        for op in (Op.MSG, Op.RESUME)
+    ]
     found = [
         stored(
             owner=5,

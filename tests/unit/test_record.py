@@ -18,8 +18,8 @@ class NoJitter(Random):
         return 0.0
 
 
-def make_op(op: Op = Op.ACTION, *, failures: int = 0, due_us: int = 0) -> BranchOp:
-    return BranchOp(branch_id="01", op=op, url="http://p/x", failures=failures, due_us=due_us)
+def make_op(op: Op = Op.ACTION, *, failures: int = 0, due_us: int = 0, held_off: str = "") -> BranchOp:
+    return BranchOp(branch_id="01", op=op, url="http://p/x", failures=failures, due_us=due_us, held_off=held_off)
 
 
 def after(op: BranchOp, outcome: Outcome) -> BranchOp:
@@ -70,6 +70,8 @@ def test_an_operation_without_url_is_done_without_a_call() -> None:
 
 
 def test_an_operation_held_off_is_put_off_and_has_not_failed() -> None:
-    held = record_held_off(make_op(failures=2), until_us=in_s(5))
+    held = record_held_off(make_op(failures=2), until_us=in_s(5), why="http://h: not called")
 
-    assert held == make_op(failures=2, due_us=in_s(5))
+    assert held == make_op(failures=2, due_us=in_s(5), held_off="http://h: not called")
+    assert not after(held, Outcome.UNKNOWN).held_off
+    assert not after(held, Outcome.SUCCESS).held_off

@@ -330,10 +330,16 @@ _ATTEMPT: Final = _object(
     },
     required=["at", "duration_ms", "outcome", "code", "detail"],
 )
+_HELD_OFF: Final[Json] = {
+    "type": "string",
+    "description": "Why it was put off, if it was since its last call: its participant is left alone for a while.",
+}
+
 _QUESTION: Final = _object(
     {
         "status": {"type": "string", "enum": [status.value for status in OpStatus]},
         "attempts": {"type": "array", "items": _ref("Attempt")},
+        "held_off": _HELD_OFF,
     },
     required=["status", "attempts"],
 )
@@ -383,6 +389,7 @@ _ANSWERS: Final[Mapping[str, Json]] = {
             "op": {"type": "string"},
             "status": {"type": "string", "enum": [status.value for status in OpStatus]},
             "attempts": {"type": "array", "items": _ref("Attempt"), "description": "The latest calls, oldest first."},
+            "held_off": _HELD_OFF,
         },
         required=["id", "create_time", "update_time", "gid", "branch_id", "op", "status"],
         text="One operation of a branch: an action and its compensation are two. What is empty has no key.",

@@ -105,9 +105,10 @@ _QUESTIONS: Final = {Op.MSG: "check_back", Op.RESUME: "resume"}
 
 def _question_view(tx: GlobalTransaction) -> JsonObject:
     for op in tx.branches:
-        if op.op in _QUESTIONS and op.attempts:
+        if op.op in _QUESTIONS and (op.attempts or op.held_off):
             attempts = [attempt_view(attempt) for attempt in op.attempts]
-            return {_QUESTIONS[op.op]: {"status": op.status.value, "attempts": attempts}}
+            held_off = {"held_off": op.held_off} if op.held_off else {}
+            return {_QUESTIONS[op.op]: {"status": op.status.value, "attempts": attempts, **held_off}}
     return {}
 
 
@@ -126,6 +127,7 @@ def _branch_view(tx: GlobalTransaction, number: int, branch: BranchOp) -> JsonOb
         "status": branch.status.value,
         "finish_time": None if branch.finished_us is None else rfc3339(branch.finished_us),
         "attempts": [attempt_view(attempt) for attempt in branch.attempts],
+        "held_off": branch.held_off,
     }
     return _without_empty(view)
 

@@ -306,7 +306,8 @@ class Advancer:
             metrics.CALLS_NOT_MADE.inc()
             # A dispatcher that is closed or full may say "at once": that must not become a loop.
             delay_s = max(result.retry_after_s, _SHORTEST_HOLD_S)
-            return record_held_off(op, until_us=now_us + jittered_us(delay_s, self._random))
+            until_us = now_us + jittered_us(delay_s, self._random)
+            return record_held_off(op, until_us=until_us, why=result.detail)
         metrics.branch_called(tx.pattern, op.op, result.outcome)
         attempt = Attempt(
             at_us=began_us,
@@ -388,8 +389,12 @@ def _what_it_waits_for(tx: GlobalTransaction) -> str:
     if what := what_needs_an_operator(tx):
         return f"{tx.gid} needs an operator: {what}"
     for op in tx.branches:
-        if op.status is OpStatus.PREPARED and op.due_us and op.attempts and op.op is not Op.MSG:
+        if op.status is not OpStatus.PREPARED or not op.due_us or op.op is Op.MSG:
+            continue
+        what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
+        if op.held_off:
+            return f"{what} is put off ({op.held_off})"
+        if op.attempts:
             last = op.attempts[-1]
-            what = f"{op.op} of branch {op.branch_id} of {tx.gid}"
             return f"{what} is to be repeated: it answered {last.outcome} ({last.detail})"
     return f"{tx.gid} is {tx.status} and goes on by itself"

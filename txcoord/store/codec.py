@@ -63,6 +63,7 @@ class _BranchProgress(Struct, frozen=True, array_like=True):
     attempts: tuple[Attempt, ...]
     refusals: int = 0
     in_vain: int = 0
+    held_off: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -105,7 +106,7 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
             branch.reached,
             branch.finished_us,
             branch.attempts,
-            *((branch.refusals, branch.in_vain) if branch.in_vain else (branch.refusals,) if branch.refusals else ()),
+            *_rare(branch),
         )
         for index, branch in enumerate(branches)
         if branch.status is not prepared
@@ -118,6 +119,15 @@ def encode_progress(branches: Sequence[BranchOp]) -> bytes:
         or branch.finished_us is not None
     ]
     return _encode_any_text(entries) if entries else NO_PROGRESS
+
+
+def _rare(branch: BranchOp) -> tuple[int | str, ...]:
+    """What most operations have not: the last fields of a progress, as far as they are needed."""
+    if branch.held_off:
+        return branch.refusals, branch.in_vain, branch.held_off
+    if branch.in_vain:
+        return branch.refusals, branch.in_vain
+    return (branch.refusals,) if branch.refusals else ()
 
 
 def decode(definition: str | bytes, progress: str | bytes) -> tuple[Definition, tuple[BranchOp, ...]]:
@@ -141,6 +151,7 @@ def decode(definition: str | bytes, progress: str | bytes) -> tuple[Definition, 
             attempts=done.attempts,
             refusals=done.refusals,
             in_vain=done.in_vain,
+            held_off=done.held_off,
         )
     return stored, tuple(branches)
 

@@ -361,6 +361,7 @@ def _branch_changed(old: BranchOp, new: BranchOp) -> BranchOp:
         failures=new.failures,
         refusals=new.refusals,
         in_vain=new.in_vain,
+        held_off=new.held_off,
         due_us=new.due_us,
         finished_us=new.finished_us,
         attempts=new.attempts,

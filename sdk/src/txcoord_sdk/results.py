@@ -36,6 +36,8 @@ class Branch(Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = field(default=None, name="finish_time")
     attempts: tuple[Attempt, ...] = ()
     """The latest calls, oldest first; empty too if the coordinator (DTM) does not tell."""
+    held_off: str = ""
+    """Why it was put off, if it was since its last call: its participant is left alone for a while."""
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
@@ -94,6 +96,8 @@ class Transaction(Struct, frozen=True, kw_only=True):
     def waiting_for(self) -> str:
         """Name the operation whose latest call did not succeed, and what came of it; empty if none is known."""
         for branch in self.branches:
+            if branch.held_off:
+                return f"{branch.op} of branch {branch.branch_id} is put off: {branch.held_off}"
             if branch.status is OpStatus.PREPARED and branch.attempts:
                 last = branch.attempts[-1]
                 if last.outcome is not Outcome.SUCCESS:
