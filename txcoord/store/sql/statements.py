@@ -226,44 +226,54 @@ def forget_node(connection: Connection, *, node_id: int) -> None:
 
 
 def take_over_due(
-    connection: Connection, clock_us: ColumnElement[int], *, node_id: int, now_us: int, limit: int
-) -> Sequence[Owned]:
+    connection: Connection, clock_us: ColumnElement[int], *, node_id: int, now_us: int, limit: int, first: int
+) -> tuple[Sequence[Owned], int]:
     """Relies on: index (owner, due_us), read in its order; SKIP LOCKED, so that each row goes to one node.
 
     What cannot be read comes first each time: it is put off, or nothing behind it would ever be taken.
+
+    Args:
+        first: rows in the first portion; as many as may be expected to fit.
+
+    Returns:
+        What was taken, and how many of that kind may be read at once.
     """
     due = select(*_COLUMNS).where(gt.c.owner == PARKED, gt.c.due_us <= now_us).order_by(gt.c.due_us)
     due = due.with_for_update(skip_locked=True)
     rows: list[Sequence[Any]] = []
-    for portion in _portions(limit, rows, _size):
-        # Those of the portions before are locked too, by ourselves.
-        others = due.where(~among(connection, gt.c.id, [row[0] for row in rows])) if rows else due
-        rows += connection.execute(others.limit(portion)).all()
-    found, unreadable = _readable(rows)
+    taken: list[Owned] = []
+    for portion in _portions(limit, rows, _size, first=first):
+        some = connection.execute(due.limit(portion)).all()
+        found, unreadable = _readable(some)
+        # At once, so that the next portion begins behind these.
+        if found:
+            mine = update(gt).where(among(connection, gt.c.id, [stored.id for stored in found]))
+            connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
+        _park(connection, unreadable, due_us=now_us + UNREADABLE_US)
+        taken += [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
+        rows += some
     check_lease(connection, clock_us, node_id=node_id)
-    if found:
-        mine = update(gt).where(among(connection, gt.c.id, [stored.id for stored in found]))
-        connection.execute(mine.values(owner=node_id, epoch=gt.c.epoch + 1))
-    _park(connection, unreadable, due_us=now_us + UNREADABLE_US)
-    return [Owned(tx=stored.tx, epoch=stored.epoch + 1) for stored in found]
+    return taken, ENOUGH_BYTES * len(rows) // max(sum(map(_size, rows)), 1) if rows else first
 
 
 ENOUGH_BYTES = 16 * 1024 * 1024
 """Having read so much, nothing more is read in one transaction: it would last too long, and memory is bounded."""
 
-_FIRST_PORTION = 4
-_GROWTH = 4
-_LARGEST_PORTION = 64
+FIRST_PORTION = 4
+_GROWTH = 8
+_LARGEST_PORTION = 128
 
 
-def _portions(limit: int, rows: Sequence[Sequence[Any]], size_of: Callable[[Sequence[Any]], int]) -> Iterator[int]:
+def _portions(
+    limit: int, rows: Sequence[Sequence[Any]], size_of: Callable[[Sequence[Any]], int], *, first: int = FIRST_PORTION
+) -> Iterator[int]:
     """How many rows to read next, until `limit` are read, or `ENOUGH_BYTES`, or there are no more.
 
     What a row holds is only known when it has been read: MariaDB and SQLite read all of a text to tell its length. So
     the first portion is small, and each is as large as it may be if the rows go on like those before.
     """
     size = counted = 0
-    portion = min(_FIRST_PORTION, limit)
+    portion = min(max(first, FIRST_PORTION), limit, _LARGEST_PORTION)
     while portion > 0:
         yield portion
         if len(rows) < counted + portion:

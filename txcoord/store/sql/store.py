@@ -34,6 +34,8 @@ class SqlStore(ABC):
         """How messages name this store: its URL without the password."""
         self._timeout_s = timeout_s
         self._next_orphans_s = -math.inf
+        self._first_portion = statements.FIRST_PORTION
+        """How many of those that were taken over last may be read at once."""
 
     @abstractmethod
     async def open(self) -> None: ...
@@ -99,10 +101,11 @@ class SqlStore(ABC):
         return parked
 
     async def take_over_due(self, node_id: int, *, now_us: int, limit: int) -> Sequence[Owned]:
-        clock = self._clock_us()
-        return await self._write(
-            lambda c: statements.take_over_due(c, clock, node_id=node_id, now_us=now_us, limit=limit), own=True
-        )
+        # A backlog is mostly of one kind. Few again if this fails: they may have been too large.
+        first, self._first_portion = self._first_portion, statements.FIRST_PORTION
+        take = partial(statements.take_over_due, clock_us=self._clock_us(), node_id=node_id, now_us=now_us)
+        taken, self._first_portion = await self._write(partial(take, limit=limit, first=first), own=True)
+        return taken
 
     async def claim_prepared(self, node_id: int, gid: str) -> Owned | None:
         clock = self._clock_us()
