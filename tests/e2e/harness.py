@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -22,6 +23,7 @@ from sqlalchemy import text
 
 from localservers.processes import end, free_port, freeze, kill, spawn, thaw
 from tests.e2e.bank import OPENING_BALANCE, open_xa_account, xa_engine
+from txcoord.store.url import upgrade as upgrade_schema
 from txcoord_sdk import AsyncCoordinator, CoordinatorUnreachableError, Saga, Status, TransactionFailedError
 from txcoord_sdk.results import Transaction
 
@@ -129,15 +131,9 @@ def coordinator(
 
 def upgrade(store: str) -> None:
     """Make the schema of a store on a server."""
-    done = subprocess.run(
-        [sys.executable, "-m", "txcoord.cli", "db", "upgrade", "--store", store],
-        cwd=ROOT,
-        env=_clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    # In a thread, since a test may have a loop running; not in a process, which takes seconds to load it all.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(upgrade_schema, store).result()
 
 
 def store_for(request: pytest.FixtureRequest, folder: Path) -> str:
