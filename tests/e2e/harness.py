@@ -114,11 +114,17 @@ def _clean_environment() -> dict[str, str]:
 
 
 def coordinator(
-    store: str, folder: Path, *, port: int | None = None, name: str = "coordinator", **settings: str
+    store: str,
+    folder: Path,
+    *,
+    port: int | None = None,
+    name: str = "coordinator",
+    kind: type[Process] = Process,
+    **settings: str,
 ) -> Process:
     """A coordinator on this store; on a server its schema has to be there."""
     port, grpc_port = port or free_port(), free_port()
-    process = Process(
+    process = kind(
         ["txcoord.cli", "serve", "--port", str(port), "--grpc-port", str(grpc_port), "--store", store],
         port=port,
         log=folder / f"{name}.log",
@@ -153,15 +159,16 @@ class Bank:
 
     AMOUNT = 30
 
-    def __init__(self, folder: Path, *, coordinator: str = "") -> None:
+    def __init__(self, folder: Path, *, coordinator: str = "", kind: type[Process] = Process) -> None:
         """
         Args:
             coordinator: where `out` sends messages to.
+            kind: of their processes.
         """
         self._files = {name: folder / f"{name}.sqlite" for name in ("out", "in")}
         begins = {"out": ["--coordinator", coordinator]} if coordinator else {}
         self.services = {
-            name: _service(name, file, folder, *begins.get(name, [])) for name, file in self._files.items()
+            name: _service(kind, name, file, folder, *begins.get(name, [])) for name, file in self._files.items()
         }
 
     def start(self) -> None:
@@ -230,12 +237,12 @@ class Bank:
 class XaBank(Bank):
     """The same on two database servers, whose transactions are prepared: `out` on MariaDB, `in` on PostgreSQL."""
 
-    def __init__(self, folder: Path, *, out_url: str, in_url: str) -> None:
+    def __init__(self, folder: Path, *, out_url: str, in_url: str, kind: type[Process] = Process) -> None:
         self._urls = {"out": out_url, "in": in_url}
         for url in self._urls.values():
             open_xa_account(url)
         self._engines = {name: xa_engine(url) for name, url in self._urls.items()}
-        self.services = {name: _service(name, url, folder) for name, url in self._urls.items()}
+        self.services = {name: _service(kind, name, url, folder) for name, url in self._urls.items()}
 
     def close(self) -> None:
         super().close()
@@ -266,10 +273,10 @@ class XaBank(Bank):
             return found + [str(row[0]) for row in connection.execute(text(mine))]
 
 
-def _service(name: str, database: str | Path, folder: Path, *more: str) -> Process:
+def _service(kind: type[Process], name: str, database: str | Path, folder: Path, *more: str) -> Process:
     port = free_port()
     command = ["tests.e2e.bank", name, database, "--port", str(port), *more]
-    return Process(command, port=port, log=folder / f"bank-{name}.log", probe="/")
+    return kind(command, port=port, log=folder / f"bank-{name}.log", probe="/")
 
 
 class Load:

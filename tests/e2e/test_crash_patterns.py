@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from localservers.processes import free_port
 from tests.e2e.bank import chance, is_refused
+from tests.e2e.forked import ForkedProcess
 from tests.e2e.harness import Bank, Process, XaBank, all_ended, coordinator, store_for
 from txcoord_sdk import AsyncCoordinator, Status, TxcoordSdkError
 
@@ -224,7 +224,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def process(case: Case, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Process]:
     request.param = case.store  # type: ignore[misc]
-    made = coordinator(store_for(request, tmp_path), tmp_path, port=free_port())
+    made = coordinator(store_for(request, tmp_path), tmp_path, kind=ForkedProcess)
     try:
         made.start()
         yield made
@@ -237,9 +237,9 @@ def bank(case: Case, process: Process, request: pytest.FixtureRequest, tmp_path:
     made: Bank
     if case.begin is xa:
         urls = {key: request.getfixturevalue(name) for key, name in _XA_DATABASES.items()}
-        made = XaBank(tmp_path, **urls)
+        made = XaBank(tmp_path, **urls, kind=ForkedProcess)
     else:
-        made = Bank(tmp_path, coordinator=process.url)
+        made = Bank(tmp_path, coordinator=process.url, kind=ForkedProcess)
     try:
         made.start()
         yield made

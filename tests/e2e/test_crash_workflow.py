@@ -15,7 +15,8 @@ import pytest
 
 from localservers.processes import free_port
 from tests.e2e.bank import OPENING_BALANCE, is_refused
-from tests.e2e.harness import Bank, Process, all_ended, coordinator, store_for
+from tests.e2e.forked import ForkedProcess
+from tests.e2e.harness import Bank, all_ended, coordinator, store_for
 from tests.e2e.transfers import AMOUNT
 from txcoord_sdk import Status
 
@@ -56,7 +57,7 @@ class Transfers:
         self._file = folder / "transfers.sqlite"
         port = free_port()
         banks = [part for name, service in bank.services.items() for part in (f"--{name}", service.url)]
-        self.process = Process(
+        self.process = ForkedProcess(
             ["tests.e2e.transfers", self._file, "--port", str(port), "--coordinator", coordinator_url, *banks],
             port=port,
             log=folder / "transfers.log",
@@ -159,7 +160,7 @@ async def test_a_participant_that_was_killed_is_resumed_by_the_coordinator(bank:
 @pytest.mark.slow
 async def test_kill_at_random_moments(bank: Bank, store_url: str, kills: int, tmp_path: Path) -> None:
     random = Random(20261120)
-    process = coordinator(store_url, tmp_path, TXCOORD_RETRY_INTERVAL_S="1")
+    process = coordinator(store_url, tmp_path, kind=ForkedProcess, TXCOORD_RETRY_INTERVAL_S="1")
     transfers = Transfers(tmp_path, bank, process.url)
     try:
         process.start()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeDatabase
-from tests.e2e.forked import ForkedCoordinator
+from tests.e2e.forked import ForkedProcess
+from tests.e2e.harness import Process, coordinator
 from tests.integration.banks import BALANCE, Banks
 from tests.store.proxies import Proxy, proxied
 from txcoord.store.base import Store
@@ -48,10 +49,10 @@ async def store(store_url: str) -> AsyncIterator[Store]:
 class Fate:
     """A coordinator, its way to the database, and who kills it there."""
 
-    def __init__(self, coordinator: ForkedCoordinator, way: Proxy) -> None:
-        self._coordinator = coordinator
+    def __init__(self, process: Process, way: Proxy) -> None:
+        self._coordinator = process
         self._way = way
-        self.url = coordinator.url
+        self.url = process.url
 
     def strike_at(self, number: int, *, of: str) -> None:
         """Choose the request for a transaction that is the coordinator's last."""
@@ -96,9 +97,13 @@ def _requests_for(gid: str) -> Callable[[bytes, asyncio.StreamWriter], bool]:
 @pytest.fixture
 async def fate(store_url: str, tmp_path: Path) -> AsyncIterator[Fate]:
     async with proxied(store_url) as (way, url):
-        with ForkedCoordinator(url, tmp_path, TXCOORD_LEASE_S="1") as coordinator:
-            await asyncio.to_thread(coordinator.start)
-            yield Fate(coordinator, way)
+        process = coordinator(url, tmp_path, kind=ForkedProcess, TXCOORD_LEASE_S="1")
+        try:
+            # In a thread: its way to the database is in this one's loop.
+            await asyncio.to_thread(process.start)
+            yield Fate(process, way)
+        finally:
+            process.close()
 
 
 @pytest.fixture

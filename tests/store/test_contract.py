@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 import tracemalloc
@@ -26,6 +27,7 @@ from txcoord.store.base import (
     KeyValue,
     KvQuery,
     ListQuery,
+    Owned,
     Save,
     Store,
     Stored,
@@ -1062,10 +1064,19 @@ async def test_a_claim_of_a_locked_one_waits_for_nothing(store: Store, store_url
         assert time.monotonic() - began < 2
         assert [type(claim) for claim in claims] == [TransactionsLockedError] * 8
         assert await store.renew(node, lease_s=600)
-        assert await store.claim_prepared(node, "t2") is not None
+        assert await insist_on_claim(store, node, "t2") is not None
 
-    assert await store.claim_prepared(node, "t1") is None
+    assert await insist_on_claim(store, node, "t1") is None
     assert (await found(store, "t1")).epoch == 1
+
+
+async def insist_on_claim(store: Store, node: int, gid: str) -> Owned | None:
+    """Claim as the engine does, which tries again: a database may have a row locked for its own upkeep."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(TransactionsLockedError):
+                return await store.claim_prepared(node, gid)
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["mysql", "postgres"], indirect=True)
