@@ -45,7 +45,7 @@ _MOST_TURNS = 16
 # A request takes a turn or two from its arrival to its change, so a single turn without one does not mean that no
 # more is coming. Where nothing comes, three turns are next to nothing beside a commit.
 _MOST_IDLE_TURNS = 3
-# This many changes share the price of a commit well enough: they leave with the first turn that brings nothing.
+# This many changes share the price of a commit well enough: they leave with the turn that brought them.
 _FAIR_BATCH = 12
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 1.0
@@ -201,14 +201,15 @@ class Journal:
         """Let what is about to be written join the batch, while turns of the loop bring more.
 
         A batch costs more than its changes. Requests over gRPC come a few in each turn, and without this the
-        batches would be as small. A batch of a fair size waits for no turn that brings nothing.
+        batches would be as small. A batch of a fair size leaves at once: to gather half of all that is under way
+        would have one half wait for the other.
         """
         idle_turns = 0
         for _ in range(_MOST_TURNS):
             before = len(self._urgent)
             await asyncio.sleep(0)
             idle_turns = idle_turns + 1 if len(self._urgent) == before else 0
-            if idle_turns == (1 if before >= _FAIR_BATCH else _MOST_IDLE_TURNS):
+            if len(self._urgent) >= _FAIR_BATCH or idle_turns == _MOST_IDLE_TURNS:
                 return
 
     def _flush_lazy(self) -> None:
