@@ -29,7 +29,7 @@ from txcoord.store.sql import mysql, postgresql, sqlite  # noqa: F401
 
 
 class ForkedProcess(Process):
-    """A `Process` that can be started, killed and ended."""
+    """A `Process` that can be started and killed; it is ended by that, too."""
 
     _forked: BaseProcess | None = None
 
@@ -47,20 +47,6 @@ class ForkedProcess(Process):
         assert self._forked is not None
         self._forked.kill()
         self._forked.join()
-
-    def terminate(self) -> int:
-        assert self._forked is not None
-        self._forked.terminate()
-        self._forked.join(START_S)
-        code = self._forked.exitcode
-        self.kill()
-        assert code is not None, f"it does not end; its log:\n{self.log.read_text()[-4000:]}"
-        return code
-
-    def pause(self) -> None:
-        raise NotImplementedError
-
-    resume = pause
 
     def close(self) -> None:
         if self._forked is not None:

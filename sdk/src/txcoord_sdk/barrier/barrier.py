@@ -368,7 +368,7 @@ class _Scope:
         )
         try:
             yield
-        except Exception:
+        except Exception:  # cancelled, the connection is closed by its driver
             with suppress(Exception):  # what went wrong first matters more
                 await self._driver.execute(_OLD_LOCK_WAIT)
             raise
