@@ -38,12 +38,9 @@ from txcoord.store.base import Applied, Create, Owned, Store
 log = get_logger()
 
 _MOVES_AT_ONCE = 2
-"""How often to run after a transaction that changes hands before pausing."""
+"""How often to run after a transaction that changes hands, or is locked, before pausing."""
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.5
-
-_LOCKED_PAUSE_S = 0.1
-"""Between two tries to claim what somebody else's database transaction has locked."""
 
 _NO_ANSWER = "it did not answer in time"
 _INTERRUPTED = "the coordinator was interrupted"
@@ -277,13 +274,18 @@ class Engine:
             OverloadedError: the process is draining.
         """
         give_up_us = self._clock.now_us() + int(self._settings.accept_wait_s * MICROSECONDS)
+        in_the_way = StoreUnavailableError(f"{gid} moves between coordinators: try the same again")
         for move in count():
             if move and self._clock.now_us() > give_up_us:
                 break
             if move > _MOVES_AT_ONCE:
                 # It goes from one to the other. Without a pause none would hold it long enough to write.
                 await asyncio.sleep(self._random.uniform(0, min(_FIRST_PAUSE_S * 2**move, _LONGEST_PAUSE_S)))
-            live = self._live.get(gid) or await self._claim(gid)
+            try:
+                live = self._live.get(gid) or await self._claim(gid)
+            except TransactionsLockedError as locked:
+                in_the_way = locked
+                continue
             if live is None:
                 stored = await self._store.find(gid)
                 if stored is None:
@@ -299,7 +301,7 @@ class Engine:
                 return await self._change_live(live, change, wait=wait)
             except NotOursError:
                 continue
-        raise StoreUnavailableError(f"{gid} moves between coordinators: try the same again")
+        raise in_the_way
 
     async def _change_live(
         self, live: LiveTransaction, change: Callable[[GlobalTransaction, int], GlobalTransaction], *, wait: bool
@@ -343,23 +345,12 @@ class Engine:
             # Beyond `max_live` new ones are refused first: what was prepared may hold something that others wait for.
             if len(self._live) + len(self._claims) >= 2 * max(self._settings.max_live, 1):
                 raise OverloadedError(f"this coordinator drives all it may: try {gid} again a little later")
-            claim = self._claims[gid] = asyncio.create_task(self._take_when_free(gid))
+            claim = self._claims[gid] = asyncio.create_task(self._take_claimed(gid))
             claim.add_done_callback(lambda done: self._end_claim(gid, done))
         await asyncio.wait([claim], timeout=self._settings.accept_wait_s)
         if not claim.done() or claim.cancelled():
             raise StoreUnavailableError(f"the store did not answer in time: try the same for {gid} again")
         return claim.result()
-
-    async def _take_when_free(self, gid: str) -> LiveTransaction | None:
-        """Claim it. While others have its row locked, try again and again; nobody waits at the gate for that."""
-        until_s = asyncio.get_running_loop().time() + self._settings.accept_wait_s
-        while True:
-            try:
-                return await self._take_claimed(gid)
-            except TransactionsLockedError:
-                if asyncio.get_running_loop().time() >= until_s or self._advancer.is_draining:
-                    raise
-            await asyncio.sleep(_LOCKED_PAUSE_S)
 
     async def _take_claimed(self, gid: str) -> LiveTransaction | None:
         async with self._recovery.gate.together():
